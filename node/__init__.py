@@ -1,0 +1,1 @@
+"""The node: owns every resource and performs the effects that `protocols` asks for."""

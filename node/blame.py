@@ -1,0 +1,56 @@
+"""The ledger of broken rules: who, what, how often, and until when a peer is kept at a distance."""
+
+import logging
+from collections import Counter
+
+import attrs
+import trio
+
+from node.events import EventBus, PeerBlamed
+from protocols.ids import PeerId
+
+log = logging.getLogger("herd.blame")
+
+BAN_S = 300.0
+"""How long a peer that sent wrong bytes is not asked for chunks again."""
+
+
+@attrs.frozen
+class BlameView:
+    """What `herd peers` shows of one peer's record: counts per reason, and whether it is banned now."""
+
+    counts: dict[str, int]
+    banned: bool
+
+
+class BlameLedger:
+    """Counts blame per peer and reason. A peer stands here until the process ends; bans run out by themselves."""
+
+    def __init__(self, bus: EventBus) -> None:
+        self._bus = bus
+        self._counts: dict[PeerId, Counter[str]] = {}
+        self._banned_until_s: dict[PeerId, float] = {}
+
+    def blame(self, peer: PeerId, reason: str, detail: str, *, ban: bool = False) -> None:
+        """Count one broken rule; `reason` is a short fixed word, `detail` a sentence; `ban` keeps it away."""
+        counts = self._counts.setdefault(peer, Counter())
+        counts[reason] += 1
+        if ban:
+            self._banned_until_s[peer] = trio.current_time() + BAN_S
+        log.warning("blamed %s for %s (%d times): %s", peer, reason, counts[reason], detail)
+        self._bus.publish(PeerBlamed(peer, reason, detail, counts[reason]))
+
+    def banned(self, peer: PeerId) -> bool:
+        """Whether chunks may not be asked of this peer now."""
+        return trio.current_time() < self._banned_until_s.get(peer, 0.0)
+
+    def view(self, peer: PeerId) -> BlameView:
+        """The peer's record; an unknown peer has an empty one."""
+        return BlameView(dict(self._counts.get(peer, {})), self.banned(peer))
+
+    def statistics(self) -> dict[str, int]:
+        """Total counts per reason over all peers."""
+        total: Counter[str] = Counter()
+        for counts in self._counts.values():
+            total.update(counts)
+        return dict(total)

@@ -1,0 +1,49 @@
+"""The node as a program sees it: what `open_node` gives, what the HTTP API serves, what the CLI asks for."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+from node.events import EventBus
+from node.views import FoundModel, MemberView, ModelView, NodeStatus, Progress, PullReport
+
+OnProgress = Callable[[Progress], None]
+Through = Literal["auto", "catalog", "dht"]
+
+
+class HerdNode(Protocol):
+    """A running node. Names are what people type (`llama3.2`, `bob/x:1b`); every failure is a `HerdError`."""
+
+    events: EventBus
+
+    def status(self) -> NodeStatus:
+        """The node as a whole, now."""
+        ...
+
+    def members(self) -> Sequence[MemberView]:
+        """Every known member, this node first."""
+        ...
+
+    async def add(self, path: Path, name: str, *, on_progress: OnProgress | None = None) -> ModelView:
+        """Make a `.gguf` file a model of this store under `name` and announce it. UsageError when it is none."""
+        ...
+
+    async def list(self) -> Sequence[ModelView]:
+        """The models of this store, newest first."""
+        ...
+
+    async def get(self, name: str) -> ModelView:
+        """One model of this store. NotFound when it is not here."""
+        ...
+
+    async def discover(self, pattern: str = "*", *, through: Through = "auto") -> Sequence[FoundModel]:
+        """The network's models whose name matches a glob. `auto` asks the catalog, then the DHT for a plain name."""
+        ...
+
+    async def pull(self, name: str, *, on_progress: OnProgress | None = None) -> PullReport:
+        """Fetch, verify and place a model. Resumes what an earlier pull left; NotFound when nobody holds it."""
+        ...
+
+    async def remove(self, name: str) -> None:
+        """Remove a model from this store: manifest first, then blobs nothing else references."""
+        ...

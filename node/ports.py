@@ -1,0 +1,233 @@
+"""The interfaces between rooms: five verbs at most, a real and a simulated twin, one conformance test for both.
+
+Services import these, never the rooms that implement them; `node.app` alone brings the two together.
+Everything here is driven from one Trio thread; an `async` method may wait, a plain one never does.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from types import TracebackType
+from typing import Protocol, Self
+
+import attrs
+
+from protocols.bits import Bits
+from protocols.ids import Digest, PeerId
+from protocols.recipe.recipe import Recipe
+
+
+class TransportError(Exception):
+    """A peer could not be reached, or a stream ended before it should; the message says which peer and why."""
+
+
+class AdmissionError(TransportError):
+    """The peer answered but one side does not admit the other; the message says what to change."""
+
+
+class Stream(Protocol):
+    """One two-way conversation with an authenticated, admitted peer, in whole frames."""
+
+    peer: PeerId
+
+    async def send(self, payload: bytes | memoryview) -> None:
+        """Send one frame (at most `protocols.framing.FRAME_SIZE_BYTES_MAX`). TransportError when the stream is gone.
+
+        Only one task sends at a time. Cancelling a send ends the stream, never the connection.
+        """
+        ...
+
+    async def receive(self, size_bytes_max: int) -> bytes | None:
+        """The next frame, or None when the peer finished its side.
+
+        TransportError when the stream broke off; RemoteProtocolError when the frame is over `size_bytes_max`.
+        """
+        ...
+
+    async def finish(self) -> None:
+        """Nothing more will be sent from here; the peer's `receive` gives None after the last frame."""
+        ...
+
+    async def abort(self) -> None:
+        """End both sides at once; idempotent, and always safe to call last."""
+        ...
+
+
+StreamHandler = Callable[[Stream], Awaitable[None]]
+"""Serves one inbound stream. The transport ends the stream when the handler returns or raises;
+a RemoteProtocolError is blamed on the peer, any other exception is logged, and neither ends the node."""
+
+
+class Transport(Protocol):
+    """Streams between members, authenticated by peer id and let in by the node's `Door`."""
+
+    def learn(self, peer: PeerId, addresses: Sequence[str]) -> None:
+        """Remember where a peer listens (multiaddr texts without `/p2p/`), replacing what was known."""
+        ...
+
+    async def open(self, peer: PeerId, protocol: str, *, timeout_s: float) -> Stream:
+        """A new stream to a learned peer, connecting first where needed, trying every known address.
+
+        TransportError when it did not come about within `timeout_s` (or the peer does not serve the protocol);
+        AdmissionError when the peer and we do not admit each other.
+        """
+        ...
+
+    def serve(self, protocol: str, handler: StreamHandler) -> None:
+        """Hand every inbound stream of this protocol id (`/herd/<name>/<version>`) to the handler."""
+        ...
+
+    async def drop(self, peer: PeerId) -> None:
+        """Close every connection to a peer, if there is any."""
+        ...
+
+    def addresses(self) -> list[str]:
+        """Where this node listens: multiaddr texts without `/p2p/`, real ports filled in."""
+        ...
+
+
+class Datagrams(Protocol):
+    """Sealed datagrams between members: small, unordered, sometimes lost, never forged."""
+
+    def send(self, to: PeerId, address: str, payload: bytes) -> None:
+        """Seal and send to a `/ip4/../udp/..` multiaddr text; silently lost when that cannot be done now.
+
+        LocalProtocolError when the sealed form would be over 1,200 bytes.
+        """
+        ...
+
+    async def receive(self) -> tuple[PeerId, bytes]:
+        """The next authentic payload and its sender; everything else was dropped and counted."""
+        ...
+
+    def address(self) -> str:
+        """Where this node receives, as a `/ip4/../udp/..` multiaddr text."""
+        ...
+
+    def payload_size_bytes_max(self) -> int:
+        """How large a payload may be so that its sealed form fits a datagram."""
+        ...
+
+
+class Door(Protocol):
+    """Who is let in. Today the mesh key; certificates and roles will stand at the same two doors.
+
+    The stream door is a short exchange inside an already encrypted and authenticated connection, before anything
+    else is served. The datagram door is a key mixed into every seal.
+    """
+
+    def challenge(self) -> bytes:
+        """A fresh nonce for one handshake."""
+        ...
+
+    def proof(self, role: str, prover: PeerId, verifier: PeerId, nonces: bytes) -> bytes:
+        """The proof that `prover` (in role `dialer` or `listener`) may enter, bound to both ends and both nonces."""
+        ...
+
+    def admits(self, role: str, prover: PeerId, verifier: PeerId, nonces: bytes, proof: bytes) -> bool:
+        """Whether a peer's proof is good."""
+        ...
+
+    def datagram_key(self, shared_secret: bytes) -> bytes:
+        """The 32-byte sealing key for a pair of members, from their X25519 shared secret."""
+        ...
+
+
+class BlobMissing(Exception):
+    """The store holds no verified blob (or no such chunk) of this digest."""
+
+
+class StoreError(Exception):
+    """The store could not do what was asked; the message names the file and the remedy."""
+
+
+class PartialBlob(Protocol):
+    """One blob while it is being received. Survives kill -9: `held` after a restart is what was durable."""
+
+    recipe: Recipe
+
+    def held(self) -> Bits:
+        """The chunks written so far (the live object: it grows as chunks are written)."""
+        ...
+
+    async def write(self, index: int, data: bytes) -> None:
+        """Store one chunk. RemoteProtocolError when its BLAKE3 is not the recipe's; StoreError when it cannot."""
+        ...
+
+    async def finish(self) -> None:
+        """Check the whole blob's SHA-256 and make it servable.
+
+        RemoteProtocolError (and the partial discarded) when it does not match: the recipe was a lie.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Make what is held durable and let go; the partial stays for a later resume."""
+        ...
+
+
+class Blobs(Protocol):
+    """The chunks this node holds, whole blobs and partial ones alike."""
+
+    async def recipe(self, digest: Digest) -> Recipe:
+        """The recipe of a verified blob, or of one being received. BlobMissing when there is none."""
+        ...
+
+    def held(self, digest: Digest) -> Bits | None:
+        """Which chunks can be served now (the live object), or None when nothing of the blob is here."""
+        ...
+
+    async def read(self, digest: Digest, index: int) -> bytes:
+        """One chunk's bytes, as they stand on disk. BlobMissing when not held; StoreError when unreadable."""
+        ...
+
+    async def receive(self, recipe: Recipe) -> PartialBlob:
+        """Begin or resume a partial blob. StoreError when the disk has no room for what is missing.
+
+        Chunks that another local blob already has are not copied here; that is its own capability.
+        """
+        ...
+
+
+@attrs.frozen
+class FoundProvider:
+    """One answer of the directory: a peer that claims to hold a manifest, and where it listens."""
+
+    peer: PeerId
+    addresses: tuple[str, ...]
+
+
+class Directory(Protocol):
+    """Model-level records that outlive membership: a DHT in a real node. Every answer is a claim to be checked."""
+
+    async def introduce(self, peer: PeerId, addresses: Sequence[str]) -> None:
+        """Tell the directory of a peer that takes part in it."""
+        ...
+
+    async def put(self, key: bytes, value: bytes) -> None:
+        """Store a signed head under a name's 32-byte key; TransportError when no peer took it."""
+        ...
+
+    async def get(self, key: bytes) -> bytes | None:
+        """The value under a key, or None."""
+        ...
+
+    async def provide(self, key: bytes) -> None:
+        """Announce this node as a provider of a 32-byte key."""
+        ...
+
+    async def providers(self, key: bytes) -> list[FoundProvider]:
+        """Who announced a key, without duplicates and without this node."""
+        ...
+
+
+class Subscription(Protocol):
+    """Events in order for one listener."""
+
+    def __aiter__(self) -> Self: ...
+
+    async def __anext__(self) -> object: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
