@@ -5,13 +5,15 @@ Everything here is driven from one Trio thread; an `async` method may wait, a pl
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from types import TracebackType
-from typing import Protocol, Self
+from pathlib import Path
+from typing import Protocol
 
 import attrs
 
+from node.views import ModelView
 from protocols.bits import Bits
 from protocols.ids import Digest, PeerId
+from protocols.names import ModelName
 from protocols.recipe.recipe import Recipe
 
 
@@ -187,6 +189,35 @@ class Blobs(Protocol):
         ...
 
 
+class Models(Protocol):
+    """The models in this host's store. Changes are told as `node.events.StoreChanged`, whoever made them."""
+
+    async def models(self) -> list[ModelView]:
+        """Every model that has a manifest here, newest first, with its state."""
+        ...
+
+    async def add_gguf(
+        self, path: Path, name: ModelName, on_progress: Callable[[int, int], None] | None = None
+    ) -> ModelView:
+        """Make a bare GGUF file a model, digest preserved; `on_progress` gets bytes hashed and bytes in all.
+
+        UsageError for a file that is no usable GGUF, StoreError when the store cannot take it; nothing half-written.
+        """
+        ...
+
+    async def place_model(self, name: ModelName, manifest: bytes) -> ModelView:
+        """Give a model its name: every blob must be here verified; blobs first, the manifest last."""
+        ...
+
+    async def remove(self, name: ModelName) -> None:
+        """Remove a model: manifest first, then the blobs no other manifest references. NotFound when it is not here."""
+        ...
+
+    async def complete_manifests(self) -> dict[ModelName, bytes]:
+        """The manifests whose every blob is verified now: all that may be announced."""
+        ...
+
+
 @attrs.frozen
 class FoundProvider:
     """One answer of the directory: a peer that claims to hold a manifest, and where it listens."""
@@ -217,17 +248,3 @@ class Directory(Protocol):
     async def providers(self, key: bytes) -> list[FoundProvider]:
         """Who announced a key, without duplicates and without this node."""
         ...
-
-
-class Subscription(Protocol):
-    """Events in order for one listener."""
-
-    def __aiter__(self) -> Self: ...
-
-    async def __anext__(self) -> object: ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
