@@ -1,0 +1,1 @@
+"""Who is in the mesh and who is alive: SWIM (Das, Gupta, Motivala 2002) with Lifeguard (Dadgar et al. 2017)."""
