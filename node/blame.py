@@ -11,6 +11,9 @@ from protocols.ids import PeerId
 
 log = logging.getLogger("herd.blame")
 
+PEERS_MAX = 4096
+"""Strangers at the door choose their own ids, so the table forgets who was blamed longest ago."""
+
 BAN_S = 300.0
 """How long a peer that sent wrong bytes is not asked for chunks again."""
 
@@ -24,17 +27,24 @@ class BlameView:
 
 
 class BlameLedger:
-    """Counts blame per peer and reason. A peer stands here until the process ends; bans run out by themselves."""
+    """Counts blame per peer and reason, for the PEERS_MAX peers blamed last; bans run out by themselves."""
 
     def __init__(self, bus: EventBus) -> None:
         self._bus = bus
         self._counts: dict[PeerId, Counter[str]] = {}
+        self._total: Counter[str] = Counter()
         self._banned_until_s: dict[PeerId, float] = {}
 
     def blame(self, peer: PeerId, reason: str, detail: str, *, ban: bool = False) -> None:
         """Count one broken rule; `reason` is a short fixed word, `detail` a sentence; `ban` keeps it away."""
-        counts = self._counts.setdefault(peer, Counter())
+        counts = self._counts.pop(peer, Counter())
+        self._counts[peer] = counts
         counts[reason] += 1
+        self._total[reason] += 1
+        if len(self._counts) > PEERS_MAX:
+            forgotten = next(iter(self._counts))
+            del self._counts[forgotten]
+            self._banned_until_s.pop(forgotten, None)
         if ban:
             self._banned_until_s[peer] = trio.current_time() + BAN_S
         log.warning("blamed %s for %s (%d times): %s", peer, reason, counts[reason], detail)
@@ -49,8 +59,5 @@ class BlameLedger:
         return BlameView(dict(self._counts.get(peer, {})), self.banned(peer))
 
     def statistics(self) -> dict[str, int]:
-        """Total counts per reason over all peers."""
-        total: Counter[str] = Counter()
-        for counts in self._counts.values():
-            total.update(counts)
-        return dict(total)
+        """Total counts per reason over all peers, since the node started."""
+        return dict(self._total)

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import attrs
 
+from node.errors import HerdError
 from node.views import ModelView
 from protocols.bits import Bits
 from protocols.ids import Digest, PeerId
@@ -137,7 +138,7 @@ class BlobMissing(Exception):
     """The store holds no verified blob (or no such chunk) of this digest."""
 
 
-class StoreError(Exception):
+class StoreError(HerdError):
     """The store could not do what was asked; the message names the file and the remedy."""
 
 

@@ -3,7 +3,7 @@
 import trio
 from trio.testing import MockClock
 
-from node.blame import BAN_S, BlameLedger
+from node.blame import BAN_S, PEERS_MAX, BlameLedger
 from node.driver import Driver
 from node.events import QUEUE_LENGTH_MAX, EventBus, EventsLost, MemberChanged, PeerBlamed, event_to_json
 from protocols.effects import CancelTimer, Effect, Event, Received, Send, SetTimer, TimerFired
@@ -100,3 +100,13 @@ async def test_blame_is_counted_told_and_bans_run_out(autojump_clock: MockClock)
     assert not ledger.banned(PEER)
     assert ledger.statistics() == {"chunk": 1, "protocol": 1}
     assert ledger.view(PeerId("another")).counts == {}
+
+
+async def test_strangers_cannot_grow_the_ledger_without_bound() -> None:
+    ledger = BlameLedger(EventBus())
+    for number in range(PEERS_MAX + 1):
+        ledger.blame(PeerId(f"stranger {number}"), "admission", "no proof", ban=True)
+    assert ledger.view(PeerId("stranger 0")).counts == {}
+    assert not ledger.banned(PeerId("stranger 0"))
+    assert ledger.view(PeerId(f"stranger {PEERS_MAX}")).counts == {"admission": 1}
+    assert ledger.statistics() == {"admission": PEERS_MAX + 1}
