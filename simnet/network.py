@@ -1,0 +1,293 @@
+"""A network in memory: the twin of the libp2p transport, under any clock of Trio.
+
+Streams carry frames in order with a latency, wait for slow readers as the real ones do, and break as the real ones
+break: when a side aborts, when a node goes, when a cut lasts too long. No task of its own, no real socket, no sleep
+but on Trio's clock.
+"""
+
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import attrs
+import trio
+
+from node.blame import BlameLedger
+from node.ports import AdmissionError, Door, Stream, StreamHandler, TransportError
+from node.transport.serving import LINGER_S, serve_stream
+from protocols.ids import PeerId, short_peer
+from simnet.pipe import CUT_BREAKS_S, Pipe
+
+
+@attrs.define(eq=False)
+class _Link:
+    """The connection between two nodes that admit each other, and its streams."""
+
+    ends: tuple["SimTransport", "SimTransport"]
+    streams: dict[int, tuple["SimStream", "SimStream"]] = attrs.field(factory=dict)
+
+
+class SimNetwork:
+    """All hosts and links. `latency_s` is one way; `jitter_s` adds up to that much per frame, drawn from `rng`."""
+
+    def __init__(self, rng: random.Random, latency_s: float = 0.0, jitter_s: float = 0.0) -> None:
+        self._rng = rng
+        self._latency_s = latency_s
+        self._jitter_s = jitter_s
+        self._hosts: dict[str, SimTransport] = {}
+        self._links: dict[tuple[PeerId, PeerId], _Link] = {}
+        self._cut_since: dict[tuple[PeerId, PeerId], float] = {}
+        self._hosts_made = 0
+        self._streams_made = 0
+        self._mended = trio.Event()
+
+    @asynccontextmanager
+    async def transport(
+        self, peer_id: PeerId, door: Door, blame: BlameLedger | None = None
+    ) -> AsyncIterator["SimTransport"]:
+        """A host on this network until the block ends; then every stream of it breaks, as when a process dies."""
+        self._hosts_made += 1
+        number = self._hosts_made
+        address = f"/ip4/10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}/tcp/4701"
+        async with trio.open_nursery() as nursery:
+            host = SimTransport(self, peer_id, door, blame, address, nursery)
+            self._hosts[address] = host
+            try:
+                yield host
+            finally:
+                del self._hosts[address]
+                for link in self._links_of(peer_id):
+                    self._break(link, f"peer {peer_id} is gone")
+                nursery.cancel_scope.cancel()
+
+    def cut(self, one: PeerId, other: PeerId) -> None:
+        """Nothing passes between two hosts from now on; their connection breaks when that lasts `CUT_BREAKS_S`."""
+        self._cut_since.setdefault(_pair(one, other), trio.current_time())
+        self._wake_all()
+
+    def mend(self, one: PeerId, other: PeerId) -> None:
+        """What a cut held back arrives now."""
+        self._cut_since.pop(_pair(one, other), None)
+        self._wake_all()
+
+    def latency_s(self) -> float:
+        """One draw of how long a frame travels."""
+        return self._latency_s + (self._rng.random() * self._jitter_s if self._jitter_s else 0.0)
+
+    def cut_since(self, one: PeerId, other: PeerId) -> float | None:
+        """Since when two hosts are cut off from each other, or None."""
+        return self._cut_since.get(_pair(one, other))
+
+    def _wake_all(self) -> None:
+        mended, self._mended = self._mended, trio.Event()
+        mended.set()
+        for link in list(self._links.values()):
+            for pair in link.streams.values():
+                for stream in pair:
+                    stream.wake()
+
+    def _links_of(self, peer: PeerId) -> list[_Link]:
+        return [link for pair, link in self._links.items() if peer in pair]
+
+    def _break(self, link: _Link, why: str) -> None:
+        self._links.pop(_pair(link.ends[0].peer_id, link.ends[1].peer_id), None)
+        for pair in list(link.streams.values()):
+            for stream in pair:
+                stream.break_off(why)
+        link.streams.clear()
+
+    async def _travel(self, one: PeerId, other: PeerId, trips: int) -> None:
+        """Wait as long as `trips` messages take; while the link is cut, wait for its mending."""
+        while self.cut_since(one, other) is not None:
+            await self._mended.wait()
+        await trio.sleep(sum(self.latency_s() for _ in range(trips)))
+
+    async def _connect(self, dialer: "SimTransport", peer: PeerId, addresses: Sequence[str]) -> _Link:
+        link = self._links.get(_pair(dialer.peer_id, peer))
+        if link is not None and self.cut_since(dialer.peer_id, peer) is None:
+            return link
+        await self._travel(dialer.peer_id, peer, 4)
+        listener = next(
+            (self._hosts[a] for a in addresses if a in self._hosts and self._hosts[a].peer_id == peer), None
+        )
+        if listener is None:
+            raise TransportError(f"peer {peer} answers at none of {', '.join(addresses)}")
+        # Somebody else may have connected the two while we travelled: one connection a pair.
+        link = self._links.get(_pair(dialer.peer_id, peer))
+        if link is None:
+            _admit(dialer, listener)
+            link = self._links[_pair(dialer.peer_id, peer)] = _Link((dialer, listener))
+        return link
+
+    async def _open(self, dialer: "SimTransport", peer: PeerId, protocol: str, addresses: Sequence[str]) -> "SimStream":
+        link = await self._connect(dialer, peer, addresses)
+        await self._travel(dialer.peer_id, peer, 2)
+        if self._links.get(_pair(dialer.peer_id, peer)) is not link:
+            raise TransportError(f"the connection to {peer} closed while a stream was opened")
+        listener = link.ends[1] if link.ends[0] is dialer else link.ends[0]
+        handler = listener.handler_of(protocol)
+        if handler is None:
+            raise TransportError(f"peer {peer} does not serve {protocol}")
+        there, back = Pipe(), Pipe()
+        self._streams_made += 1
+        number = self._streams_made
+        forget: Callable[[], object] = lambda: link.streams.pop(number, None)  # noqa: E731
+        near = SimStream(self, dialer.peer_id, peer, back, there, forget)
+        far = SimStream(self, peer, dialer.peer_id, there, back, forget)
+        link.streams[number] = (near, far)
+        listener.start_handler(handler, far)
+        return near
+
+
+def _pair(one: PeerId, other: PeerId) -> tuple[PeerId, PeerId]:
+    return (one, other) if one < other else (other, one)
+
+
+def _admit(dialer: "SimTransport", listener: "SimTransport") -> None:
+    """The exchange of `node.transport.admission`, without its bytes: dialer proves first, listener answers."""
+    nonces = dialer.door.challenge() + listener.door.challenge()
+    proof = dialer.door.proof("dialer", dialer.peer_id, listener.peer_id, nonces)
+    if not listener.door.admits("dialer", dialer.peer_id, listener.peer_id, nonces, proof):
+        listener.refused(dialer.peer_id)
+        raise AdmissionError(f"peer {listener.peer_id} does not admit this node: the mesh keys differ")
+    answer = listener.door.proof("listener", listener.peer_id, dialer.peer_id, nonces)
+    if not dialer.door.admits("listener", listener.peer_id, dialer.peer_id, nonces, answer):
+        dialer.refused(listener.peer_id)
+        raise AdmissionError(f"peer {listener.peer_id} did not prove the mesh key")
+
+
+class SimTransport:
+    """One host's `node.ports.Transport`."""
+
+    def __init__(
+        self,
+        network: SimNetwork,
+        peer_id: PeerId,
+        door: Door,
+        blame: BlameLedger | None,
+        address: str,
+        nursery: trio.Nursery,
+    ) -> None:
+        self.peer_id = peer_id
+        self.door = door
+        self._network = network
+        self._blame = blame
+        self._address = address
+        self._nursery = nursery
+        self._known: dict[PeerId, tuple[str, ...]] = {}
+        self._handlers: dict[str, StreamHandler] = {}
+
+    def learn(self, peer: PeerId, addresses: Sequence[str]) -> None:
+        """Remember where a peer listens, replacing what was known."""
+        self._known[peer] = tuple(addresses)
+
+    async def open(self, peer: PeerId, protocol: str, *, timeout_s: float) -> Stream:
+        """A new stream to a learned peer; errors as `node.ports.Transport.open` says."""
+        await trio.lowlevel.checkpoint()
+        if peer == self.peer_id:
+            raise TransportError(f"peer {peer} is this node itself")
+        addresses = self._known.get(peer)
+        if not addresses:
+            raise TransportError(f"no address of peer {peer} is known")
+        with trio.move_on_after(timeout_s):
+            return await self._network._open(self, peer, protocol, addresses)
+        raise TransportError(f"peer {peer} did not answer within {timeout_s:g} s")
+
+    def serve(self, protocol: str, handler: StreamHandler) -> None:
+        """Hand every inbound stream of this protocol id to the handler."""
+        self._handlers[protocol] = handler
+
+    async def drop(self, peer: PeerId) -> None:
+        """Close the connection to a peer, if there is one."""
+        await trio.lowlevel.checkpoint()
+        link = self._network._links.get(_pair(self.peer_id, peer))
+        if link is not None:
+            self._network._break(link, f"{short_peer(self.peer_id)} closed the connection")
+
+    def addresses(self) -> list[str]:
+        """This host's one address."""
+        return [self._address]
+
+    def handler_of(self, protocol: str) -> StreamHandler | None:
+        """Who serves a protocol here."""
+        return self._handlers.get(protocol)
+
+    def refused(self, peer: PeerId) -> None:
+        """Count a peer that did not prove the mesh key."""
+        if self._blame is not None:
+            self._blame.blame(peer, "admission", "it did not prove the mesh key")
+
+    def start_handler(self, handler: StreamHandler, stream: "SimStream") -> None:
+        """Serve one inbound stream in a task of this host."""
+        self._nursery.start_soon(serve_stream, handler, stream, self._blame)
+
+
+class SimStream:
+    """One end of a stream: `node.ports.Stream` over two pipes."""
+
+    def __init__(
+        self,
+        network: SimNetwork,
+        owner: PeerId,
+        peer: PeerId,
+        inbound: Pipe,
+        outbound: Pipe,
+        forget: Callable[[], object],
+    ) -> None:
+        self.peer = peer
+        self._network = network
+        self._owner = owner
+        self._inbound = inbound
+        self._outbound = outbound
+        self._forget = forget
+
+    async def send(self, payload: bytes | memoryview) -> None:
+        """Send one frame; waits while the peer's window is full. A cancelled send ends the stream."""
+        try:
+            await self._outbound.put(bytes(payload), self._network.latency_s(), self._cut_since)
+        except BaseException:
+            self.break_off(f"a send of peer {self._owner} ended early")
+            raise
+
+    async def receive(self, size_bytes_max: int) -> bytes | None:
+        """The next frame, or None when the peer finished; a cancelled receive loses nothing."""
+        return await self._inbound.take(size_bytes_max, self._cut_since)
+
+    async def finish(self) -> None:
+        """Nothing more will be sent from here."""
+        await trio.lowlevel.checkpoint()
+        self._outbound.end(self._network.latency_s())
+        self._forget_when_done()
+
+    async def abort(self) -> None:
+        """End both sides at once."""
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        self.break_off(f"peer {self._owner} ended the stream")
+
+    async def linger(self) -> None:
+        """After a handler returned: finish, then drop what still comes until the peer finishes too."""
+        await self.finish()
+        with trio.move_on_after(LINGER_S):
+            while await self._inbound.take(None, self._cut_since) is not None:
+                pass
+
+    def break_off(self, why: str) -> None:
+        """Both directions fail from now on, unless they had ended well before."""
+        self._inbound.break_off(why)
+        self._outbound.break_off(why)
+        self._forget()
+
+    def wake(self) -> None:
+        """The link was cut or mended: look again."""
+        self._inbound.wake()
+        self._outbound.wake()
+
+    def _cut_since(self) -> float | None:
+        since = self._network.cut_since(self._owner, self.peer)
+        if since is not None and trio.current_time() >= since + CUT_BREAKS_S:
+            self.break_off(f"peer {self.peer} did not answer for {CUT_BREAKS_S:g} s")
+        return since
+
+    def _forget_when_done(self) -> None:
+        if self._inbound.ended and self._outbound.ended:
+            self._forget()

@@ -1,0 +1,112 @@
+"""One direction of a simulated stream: frames in order, each ready at its time, with a window for slow readers."""
+
+from collections import deque
+from collections.abc import Callable
+
+import trio
+
+from node.ports import TransportError
+from protocols.errors import RemoteProtocolError
+from protocols.framing import frame_header
+
+WINDOW_SIZE_BYTES = 1024 * 1024
+"""A sender waits while at least this much lies unread; the frame that crosses the line still passes."""
+
+STALL_TIMEOUT_S = 60.0
+"""How long a sender waits for a reader that reads nothing (`NetworkConfig.stall_timeout_s` of a real node)."""
+
+CUT_BREAKS_S = 30.0
+"""A connection over a cut link breaks after this long, as one that gets no answer does in a real node."""
+
+CutSince = Callable[[], float | None]
+
+
+class Pipe:
+    """Frames from one task to another. `ended` says that no further frame will be put."""
+
+    def __init__(self) -> None:
+        self._frames: deque[tuple[float, bytes | None]] = deque()
+        self._unread_bytes = 0
+        self._broken: str | None = None
+        self._changed = trio.Event()
+        self._last_ready_s = 0.0
+        self.ended = False
+
+    async def put(self, payload: bytes, latency_s: float, cut_since: CutSince) -> None:
+        """Add a frame once the window has room. TransportError when broken, ended, or nobody reads."""
+        frame_header(len(payload))
+        await trio.lowlevel.checkpoint()
+        deadline_s = trio.current_time() + STALL_TIMEOUT_S
+        while self._broken is None and self._unread_bytes >= WINDOW_SIZE_BYTES:
+            if trio.current_time() >= deadline_s:
+                self.break_off(f"the reader took nothing for {STALL_TIMEOUT_S:g} s")
+                break
+            unread_bytes = self._unread_bytes
+            await self._wait(deadline_s, cut_since)
+            if self._unread_bytes < unread_bytes:
+                deadline_s = trio.current_time() + STALL_TIMEOUT_S
+        if self._broken is not None:
+            raise TransportError(self._broken)
+        if self.ended:
+            raise TransportError("the stream is finished on this side")
+        self._append(payload, latency_s)
+
+    def end(self, latency_s: float) -> None:
+        """No further frame comes."""
+        if not self.ended and self._broken is None:
+            self.ended = True
+            self._append(None, latency_s)
+
+    async def take(self, size_bytes_max: int | None, cut_since: CutSince) -> bytes | None:
+        """The next frame when its time has come, None at the end; None as limit means any size."""
+        await trio.lowlevel.checkpoint()
+        while True:
+            since_s = cut_since()
+            if self._frames and self._frames[0][0] <= trio.current_time() and since_s is None:
+                return self._pop(size_bytes_max)
+            if self._broken is not None:
+                raise TransportError(self._broken)
+            await self._wait(self._frames[0][0] if self._frames and since_s is None else float("inf"), cut_since)
+
+    def break_off(self, why: str) -> None:
+        """Fail both ends from now on; frames on the way are lost. A pipe that was read to its end stays well."""
+        read_to_the_end = self.ended and len(self._frames) == 1 and self._unread_bytes == 0
+        if self._broken is None and not read_to_the_end:
+            self._broken = why
+            self.ended = True
+            self._frames.clear()
+            self._unread_bytes = 0
+            self.wake()
+
+    def wake(self) -> None:
+        """Let both ends look again."""
+        changed, self._changed = self._changed, trio.Event()
+        changed.set()
+
+    def _append(self, payload: bytes | None, latency_s: float) -> None:
+        # Jitter never reorders a stream.
+        self._last_ready_s = max(self._last_ready_s, trio.current_time() + latency_s)
+        self._frames.append((self._last_ready_s, payload))
+        self._unread_bytes += len(payload or b"")
+        self.wake()
+
+    def _pop(self, size_bytes_max: int | None) -> bytes | None:
+        _, payload = self._frames[0]
+        if payload is None:
+            # The end stays in place: every further receive says the same.
+            return None
+        if size_bytes_max is not None and len(payload) > size_bytes_max:
+            raise RemoteProtocolError(f"a frame of {len(payload)} bytes is over the limit of {size_bytes_max}")
+        self._frames.popleft()
+        self._unread_bytes -= len(payload)
+        self.wake()
+        return payload
+
+    async def _wait(self, until_s: float, cut_since: CutSince) -> None:
+        since_s = cut_since()
+        if self._broken is not None:
+            return
+        if since_s is not None:
+            until_s = min(until_s, since_s + CUT_BREAKS_S)
+        with trio.move_on_at(until_s):
+            await self._changed.wait()
