@@ -50,7 +50,8 @@ def public_key_of(peer: PeerId) -> bytes:
         raw = base58.b58decode(peer)
     except ValueError as error:
         raise RemoteProtocolError(f"not a peer id: {peer[:80]!r}") from error
-    if len(raw) != 38 or not raw.startswith(_ED25519_PREFIX):
+    # Base58 decoding forgives white space at the end; one key with two texts would be two members.
+    if len(raw) != 38 or not raw.startswith(_ED25519_PREFIX) or base58.b58encode(raw).decode("ascii") != peer:
         raise RemoteProtocolError(f"not an Ed25519 peer id: {peer[:80]!r}")
     return bytes(raw[6:])
 
