@@ -41,3 +41,9 @@ class JoinRefused(HerdError):
 
     exit_code = 6
     http_status = 403
+
+
+class TransferFailed(HerdError):
+    """A blob did not come in: no holder was left, or none made progress. Exit code 1, HTTP 502."""
+
+    http_status = 502

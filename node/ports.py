@@ -220,6 +220,53 @@ class Models(Protocol):
 
 
 @attrs.frozen
+class CarriedChunk:
+    """One chunk as it came over a link: a claim of the peer's until its hash was seen."""
+
+    digest: Digest
+    index: int
+    data: bytes = attrs.field(repr=False)
+
+
+class ChunkLink(Protocol):
+    """A one-way pipe of chunks from a giver to the asker that attached it; who sends what is settled elsewhere."""
+
+    peer: PeerId
+    ticket: bytes
+
+    async def send(self, chunk: CarriedChunk) -> None:
+        """Giver: send one chunk. TransportError when the link is gone. One task at a time; cancelling ends the link."""
+        ...
+
+    async def receive(self) -> CarriedChunk | None:
+        """Asker: the next chunk, None when the giver ended the link in order.
+
+        TransportError when it broke off, RemoteProtocolError for anything but whole chunks.
+        """
+        ...
+
+    async def close(self) -> None:
+        """End the link at once; idempotent."""
+        ...
+
+
+ChunkLinkHandler = Callable[[ChunkLink], Awaitable[None]]
+"""Keeps one inbound link; the carrier ends the link when the handler returns or raises."""
+
+
+class ChunkCarrier(Protocol):
+    """How chunk bytes travel: over streams of the transport, or a plane of their own."""
+
+    async def connect(self, peer: PeerId, ticket: bytes, *, timeout_s: float) -> ChunkLink:
+        """Asker: attach a link to the session this ticket (16 bytes) names. TransportError when that fails."""
+        ...
+
+    def serve(self, handler: ChunkLinkHandler) -> None:
+        """Giver: hand every attached link to the handler, which knows the ticket or ends the link."""
+        ...
+
+
+@attrs.frozen
 class FoundProvider:
     """One answer of the directory: a peer that claims to hold a manifest, and where it listens."""
 

@@ -1,0 +1,208 @@
+"""Blobs in memory: the twin of the store's, with the faults a test asks for."""
+
+import hashlib
+from collections.abc import Callable
+
+import attrs
+import trio
+from blake3 import blake3
+
+from node.ports import BlobMissing, StoreError
+from protocols.bits import Bits
+from protocols.errors import RemoteProtocolError
+from protocols.ids import Digest, digest_of
+from protocols.recipe.recipe import Recipe
+
+
+def cut(data: bytes, chunk_size_bytes: int) -> Recipe:
+    """The recipe of bytes cut at a fixed size."""
+    chunks = [data[offset : offset + chunk_size_bytes] for offset in range(0, len(data), chunk_size_bytes)]
+    hashes = b"".join(blake3(chunk).digest() for chunk in chunks)
+    sizes = tuple(len(chunk) for chunk in chunks)
+    return Recipe(digest_of(data), len(data), f"fixed-{chunk_size_bytes}", sizes, hashes)
+
+
+@attrs.define
+class _Whole:
+    recipe: Recipe
+    data: bytearray
+    bits: Bits
+
+
+class MemoryPartial:
+    """A blob being received; every receiver of the digest shares one."""
+
+    def __init__(self, blobs: "MemoryBlobs", recipe: Recipe) -> None:
+        self.recipe = recipe
+        self._blobs = blobs
+        self._data = bytearray(recipe.size_bytes)
+        self._bits = Bits(len(recipe))
+        self._durable = Bits(len(recipe))
+
+    def held(self) -> Bits:
+        """The live set of chunks written so far."""
+        return self._bits
+
+    async def write(self, index: int, data: bytes) -> None:
+        """Store one chunk. RemoteProtocolError for wrong bytes, StoreError when the disk is full."""
+        if not 0 <= index < len(self.recipe):
+            raise RemoteProtocolError(f"{self.recipe.digest} has no chunk {index}")
+        await self._blobs.wait(self._blobs.write_delay_s)
+        if len(data) != self.recipe.sizes_bytes[index] or blake3(data).digest() != self.recipe.chunk_hash(index):
+            raise RemoteProtocolError(f"chunk {index} of {self.recipe.digest} does not match its BLAKE3")
+        if index in self._bits:
+            return
+        self._blobs.take_space(len(data))
+        offset = self.recipe.offset_bytes(index)
+        self._data[offset : offset + len(data)] = data
+        self._bits.add(index)
+
+    async def finish(self) -> None:
+        """Check the whole blob and make it servable; RemoteProtocolError when the recipe was a lie."""
+        await self._blobs.wait(self._blobs.write_delay_s)
+        if not self._bits.complete():
+            raise StoreError(f"{self.recipe.digest} still lacks {sum(1 for _ in self._bits.missing())} chunks")
+        if "sha256:" + hashlib.sha256(self._data).hexdigest() != self.recipe.digest:
+            self._blobs.discard(self)
+            raise RemoteProtocolError(f"the chunks of {self.recipe.digest} do not make that blob")
+        self._blobs.promote(self)
+
+    async def close(self) -> None:
+        """Make what is held durable."""
+        await self._blobs.wait(0)
+        self._durable = self._bits.copy()
+
+    def chunk(self, index: int) -> bytes:
+        """The bytes of a held chunk."""
+        offset = self.recipe.offset_bytes(index)
+        return bytes(self._data[offset : offset + self.recipe.sizes_bytes[index]])
+
+    def after_crash(self, blobs: "MemoryBlobs") -> "MemoryPartial":
+        """What stands on the disk when the process died now."""
+        left = MemoryPartial(blobs, self.recipe)
+        for index in self._durable:
+            offset = self.recipe.offset_bytes(index)
+            left._data[offset : offset + self.recipe.sizes_bytes[index]] = self.chunk(index)
+            left._bits.add(index)
+        left._durable = left._bits.copy()
+        return left
+
+
+class MemoryBlobs:
+    """Implements `node.ports.Blobs`. Delays pass on Trio's clock; `capacity_bytes` is the size of the disk."""
+
+    def __init__(
+        self,
+        *,
+        chunk_size_bytes: int = 4 * 1024 * 1024,
+        capacity_bytes: int | None = None,
+        read_delay_s: float = 0.0,
+        write_delay_s: float = 0.0,
+    ) -> None:
+        self.chunk_size_bytes = chunk_size_bytes
+        self.read_delay_s = read_delay_s
+        self.write_delay_s = write_delay_s
+        self.reads: list[tuple[Digest, int]] = []
+        self.on_read: Callable[[Digest, int], None] | None = None
+        self._free_bytes = capacity_bytes
+        self._whole: dict[Digest, _Whole] = {}
+        self._partial: dict[Digest, MemoryPartial] = {}
+
+    async def recipe(self, digest: Digest) -> Recipe:
+        """The recipe of a whole or partial blob; BlobMissing when there is none."""
+        await self.wait(0)
+        found = self._whole.get(digest) or self._partial.get(digest)
+        if found is None:
+            raise BlobMissing(f"{digest} is not here")
+        return found.recipe
+
+    def held(self, digest: Digest) -> Bits | None:
+        """The live set of chunks that can be served."""
+        if digest in self._whole:
+            return self._whole[digest].bits
+        return self._partial[digest].held() if digest in self._partial else None
+
+    async def read(self, digest: Digest, index: int) -> bytes:
+        """One chunk as it stands here; BlobMissing when it does not."""
+        await self.wait(self.read_delay_s)
+        if self.on_read is not None:
+            self.on_read(digest, index)
+        held = self.held(digest)
+        if held is None or index not in held:
+            raise BlobMissing(f"chunk {index} of {digest} is not here")
+        self.reads.append((digest, index))
+        if digest not in self._whole:
+            return self._partial[digest].chunk(index)
+        recipe = self._whole[digest].recipe
+        offset = recipe.offset_bytes(index)
+        return bytes(self._whole[digest].data[offset : offset + recipe.sizes_bytes[index]])
+
+    async def receive(self, recipe: Recipe) -> MemoryPartial:
+        """Begin or resume; another recipe than the partial's begins anew. StoreError when the disk has no room."""
+        await self.wait(0)
+        partial = self._partial.get(recipe.digest)
+        if partial is not None and partial.recipe != recipe:
+            self.discard(partial)
+            partial = None
+        if partial is None:
+            self._check_room(recipe.size_bytes, recipe.digest)
+            partial = self._partial[recipe.digest] = MemoryPartial(self, recipe)
+        return partial
+
+    def add(self, data: bytes, *, recipe: Recipe | None = None) -> Digest:
+        """Put a verified blob here. Another recipe than the true one makes this store a liar."""
+        recipe = recipe or cut(data, self.chunk_size_bytes)
+        self.take_space(len(data))
+        self._whole[recipe.digest] = _Whole(recipe, bytearray(data), Bits.full(len(recipe)))
+        return recipe.digest
+
+    def remove(self, digest: Digest) -> None:
+        """Delete a blob and what was received of it."""
+        self._whole.pop(digest, None)
+        self._partial.pop(digest, None)
+
+    def corrupt(self, digest: Digest, offset_bytes: int) -> None:
+        """Flip one bit of a whole blob behind the store's back."""
+        self._whole[digest].data[offset_bytes] ^= 1
+
+    def whole(self, digest: Digest) -> bytes | None:
+        """The bytes of a verified blob, or None."""
+        found = self._whole.get(digest)
+        return None if found is None else bytes(found.data)
+
+    def crash(self) -> "MemoryBlobs":
+        """The store as a restarted process finds it: whole blobs, and of partial ones what was durable."""
+        after = MemoryBlobs(chunk_size_bytes=self.chunk_size_bytes)
+        after._free_bytes = self._free_bytes
+        after._whole = dict(self._whole)
+        after._partial = {digest: partial.after_crash(after) for digest, partial in self._partial.items()}
+        return after
+
+    async def wait(self, delay_s: float) -> None:
+        """A checkpoint that takes this long."""
+        await trio.sleep(delay_s)
+
+    def take_space(self, size_bytes: int) -> None:
+        """Use up disk; StoreError when it is full."""
+        if self._free_bytes is not None:
+            self._check_room(size_bytes, None)
+            self._free_bytes -= size_bytes
+
+    def discard(self, partial: MemoryPartial) -> None:
+        """Forget a partial and give its room back."""
+        if self._partial.get(partial.recipe.digest) is partial:
+            del self._partial[partial.recipe.digest]
+            if self._free_bytes is not None:
+                self._free_bytes += sum(partial.recipe.sizes_bytes[index] for index in partial.held())
+
+    def promote(self, partial: MemoryPartial) -> None:
+        """A checked partial becomes a whole blob."""
+        recipe = partial.recipe
+        if self._partial.pop(recipe.digest, None) is not None:
+            data = bytearray(b"".join(partial.chunk(index) for index in range(len(recipe))))
+            self._whole[recipe.digest] = _Whole(recipe, data, partial.held())
+
+    def _check_room(self, size_bytes: int, digest: Digest | None) -> None:
+        if self._free_bytes is not None and size_bytes > self._free_bytes:
+            what = digest or "a chunk"
+            raise StoreError(f"no room for {what}: {size_bytes - self._free_bytes} bytes are missing; free some")
