@@ -104,6 +104,11 @@ class Listener:
         self._queue.append(event)
         self._wakeup.set()
 
+    def discard(self) -> None:
+        """Forget the events that are waiting: the listener is about to look at the state itself."""
+        self._queue.clear()
+        self._lost = 0
+
     def __enter__(self) -> Self:
         self._bus._listeners.append(self)
         return self

@@ -78,6 +78,9 @@ async def test_a_slow_listener_loses_the_oldest_and_is_told() -> None:
             bus.publish(MemberChanged("peer", "alive", number))
         assert await anext(listener) == EventsLost(3)
         assert await anext(listener) == MemberChanged("peer", "alive", 3)
+        listener.discard()
+        bus.publish(MemberChanged("peer", "left", 7))
+        assert await anext(listener) == MemberChanged("peer", "left", 7)
     bus.publish(MemberChanged("peer", "dead", 0))
     assert event_to_json(MemberChanged("p", "alive", 1)) == {
         "event": "MemberChanged",
