@@ -3,6 +3,7 @@
 import secrets
 from pathlib import Path
 
+from node.errors import UsageError
 from node.trust.key_file import create_key, load_key, parse_key
 from protocols.errors import LocalProtocolError
 from protocols.ids import PeerId
@@ -50,6 +51,29 @@ def load_mesh_key(home: Path) -> bytes | None:
 def create_mesh_key(home: Path) -> bytes:
     """Make the mesh key of a home (`mesh.key`, mode 0600); one that is already there stays and is given back."""
     return create_key(home / FILE_NAME, secrets.token_bytes(MESH_KEY_SIZE_BYTES))
+
+
+def settle_mesh_key(home: Path, given: bytes | None, joining: bool) -> bytes:
+    """The key this node starts with: the one given, else the home's, else a new one for a new mesh.
+
+    A given key is kept in the home for later starts. UsageError when the home belongs to another mesh already, or
+    when a node that is to join others has no key.
+    """
+    standing = load_mesh_key(home)
+    if given is None and standing is None and joining:
+        raise UsageError(
+            "no mesh key: a node that joins others needs the key of their mesh (`herd config mesh-key` shows it on a"
+            " member); give it with --mesh-key-file FILE or HERD_MESH_KEY"
+        )
+    if given is None:
+        return standing if standing is not None else create_mesh_key(home)
+    settled = create_key(home / FILE_NAME, given)
+    if settled != given:
+        raise UsageError(
+            f"{home / FILE_NAME}: this home belongs to a mesh with another key than the one given; to move it to the"
+            " other mesh, remove that file"
+        )
+    return settled
 
 
 def parse_mesh_key(text: str, source: str) -> bytes:
