@@ -51,6 +51,7 @@ class Options:
 def parse_options(arguments: list[str]) -> Options:
     """The command line; argparse ends the program with code 2 when it is wrong."""
     parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__.splitlines()[0] if __doc__ else None)
+    add = parser.add_argument
     add("model", metavar="MODEL.gguf", nargs="?", type=Path, help="the file to share (default: write one)")
     add("--once", action="store_true", help="end when all three hold the model, instead of at Ctrl-C")
     add("--size-mb", type=float, default=200.0, help="size of the model that is written (default 200)")
