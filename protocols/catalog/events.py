@@ -1,0 +1,75 @@
+"""What happens to a catalog, and what it wants done beyond sending and timers."""
+
+from collections.abc import Sequence
+
+import attrs
+
+from protocols.catalog.records import BlobEntry, Holding, Inventory, VersionRecord
+from protocols.effects import Effect, Event, Received
+from protocols.ids import Digest, PeerId, VersionId
+
+
+@attrs.frozen
+class Started(Event):
+    """The node runs: begin the periodic repair."""
+
+
+@attrs.frozen
+class PeerJoined(Event):
+    """A member became alive: compare catalogs with it."""
+
+    peer: PeerId
+
+
+@attrs.frozen
+class Heard(Received):
+    """A message came; `wall_ms` is this host's wall clock, against which records' dates are judged."""
+
+    wall_ms: int
+
+
+@attrs.frozen
+class Publish(Event):
+    """This node's store holds `manifest` under `name` (its full form).
+
+    `deliberate` when a person said so here (an add, a rollback): then it follows all heads known. Otherwise it is
+    what was found in the store, and an old copy of something the catalog knows says nothing new.
+    """
+
+    name: str
+    manifest: bytes = attrs.field(repr=False)
+    blobs: tuple[BlobEntry, ...] = attrs.field(repr=False)
+    message: str
+    deliberate: bool
+    wall_ms: int
+
+
+@attrs.frozen
+class SetHoldings(Event):
+    """What this node holds, whole; only a change is told to others."""
+
+    holdings: Sequence[Holding] = attrs.field(repr=False)
+    wall_ms: int
+
+
+@attrs.frozen
+class Kept(Effect):
+    """A record came into the catalog; `news` when another host's."""
+
+    record: VersionRecord | Inventory
+    news: bool
+
+
+@attrs.frozen
+class Dropped(Effect):
+    """A record left the catalog, for lack of room."""
+
+    key: VersionId | PeerId
+
+
+@attrs.frozen
+class Announced(Effect):
+    """This node now stands for this manifest under this name (to be remembered over a restart)."""
+
+    name: str
+    manifest_digest: Digest

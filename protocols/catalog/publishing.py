@@ -1,0 +1,89 @@
+"""Making this node's own records: when a version is news, what it follows, how it is dated."""
+
+from collections.abc import Iterable
+
+from protocols.catalog.clock import Clock, after
+from protocols.catalog.contents import Contents
+from protocols.catalog.events import Publish
+from protocols.catalog.records import HOLDINGS_MAX, SEQUENCE_MAX, Holding, Inventory, VersionRecord
+from protocols.errors import LocalProtocolError, RemoteProtocolError
+from protocols.ids import Digest, PeerId, digest_of
+from protocols.manifest import parse_manifest
+from protocols.signing import Signer
+
+
+class Publisher:
+    """Signs for one node. `latest` follows the clocks of all records seen, `announced` what stands under each name."""
+
+    def __init__(self, peer_id: PeerId, signer: Signer, contents: Contents) -> None:
+        self._peer_id = peer_id
+        self._signer = signer
+        self._contents = contents
+        self.latest = Clock(0)
+        self.announced: dict[str, Digest] = {}
+
+    def version(self, event: Publish) -> VersionRecord | None:
+        """The record to publish, or None when the catalog already says so.
+
+        A host whose store went from a current version to another manifest has changed the model, and the new
+        version follows the old one. A host that merely turns up with an old copy has not, and says nothing.
+        Raises LocalProtocolError when name, manifest and blobs do not fit each other.
+        """
+        versions = self._contents.versions
+        digest = digest_of(event.manifest)
+        heads = versions.heads(event.name)
+        if any(head.manifest_digest == digest for head in heads):
+            return None
+        previous = self.announced.get(event.name)
+        changed = any(head.manifest_digest == previous for head in heads)
+        known = any(record.name == event.name for record in versions.of_manifest(digest))
+        if event.deliberate:
+            parents = versions.parents_for(event.name, None)
+        elif changed:
+            parents = versions.parents_for(event.name, previous)
+        elif known:
+            return None
+        else:
+            parents = ()
+        return self._signed(event, parents)
+
+    def _signed(self, event: Publish, parents: tuple[bytes, ...]) -> VersionRecord:
+        entries = {blob.digest: blob for blob in event.blobs}
+        try:
+            blobs = tuple(entries[blob.digest] for blob in parse_manifest(event.manifest).blobs())
+            clock = after(self.latest, event.wall_ms)
+            record = VersionRecord(event.name, event.manifest, blobs, parents, self._peer_id, clock, event.message)
+            record = record.sign(self._signer)
+            record.verify()
+        except (KeyError, ValueError, RemoteProtocolError) as error:
+            raise LocalProtocolError(f"{event.name} cannot be published: {error!r}") from error
+        return record
+
+    def inventory(self, holdings: Iterable[Holding], wall_ms: int) -> Inventory | None:
+        """The inventory to publish, or None when the last one says the same.
+
+        A manifest held twice counts as complete if one copy is; past `HOLDINGS_MAX` partial holdings go first.
+        """
+        states = {holding.manifest_digest: holding for holding in holdings if holding.state == "partial"}
+        states.update({holding.manifest_digest: holding for holding in holdings if holding.state == "complete"})
+        chosen = sorted(states.values(), key=lambda holding: (holding.state, holding.manifest_digest))[:HOLDINGS_MAX]
+        stated = tuple(sorted(chosen, key=lambda holding: holding.manifest_digest))
+        last = self._contents.inventories.get(self._peer_id)
+        if last is not None and last.holdings == stated:
+            return None
+        if last is None and not stated:
+            return None
+        return self._next(stated, last.sequence if last is not None else 0, wall_ms)
+
+    def refuted(self, foreign: Inventory, wall_ms: int) -> Inventory | None:
+        """What to say when an inventory signed by ourselves comes back that we do not know: a life we forgot.
+
+        None when it is older than what we say now.
+        """
+        last = self._contents.inventories.get(self._peer_id)
+        if last is not None and foreign.sequence < last.sequence:
+            return None
+        return self._next(last.holdings if last is not None else (), foreign.sequence, wall_ms)
+
+    def _next(self, holdings: tuple[Holding, ...], sequence: int, wall_ms: int) -> Inventory:
+        return Inventory(self._peer_id, min(max(sequence + 1, wall_ms), SEQUENCE_MAX), holdings).sign(self._signer)
