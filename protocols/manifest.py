@@ -5,12 +5,15 @@ says which blobs they name. Format: Docker image manifest v2 schema 2 with Ollam
 """
 
 import json
+import re
 from typing import Any
 
 import attrs
 
 from protocols.errors import RemoteProtocolError
 from protocols.ids import Digest, digest_of, parse_digest
+from protocols.recipe.gguf import GgufError, GgufHeader
+from protocols.recipe.gguf_types import TENSOR_TYPES, TENSOR_TYPES_OLLAMA_REFUSES
 
 MANIFEST_SIZE_BYTES_MAX = 4 * 1024 * 1024
 LAYER_COUNT_MAX = 20_000
@@ -19,6 +22,8 @@ BLOB_SIZE_BYTES_MAX = 2**50 - 1
 MANIFEST_MEDIA_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
 CONFIG_MEDIA_TYPE = "application/vnd.docker.container.image.v1+json"
 MODEL_MEDIA_TYPE = "application/vnd.ollama.image.model"
+
+_ARCHITECTURE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,79}")
 
 
 @attrs.frozen
@@ -93,6 +98,81 @@ def parse_manifest(data: bytes) -> Manifest:
     config = _parse_config(fields.get("config"))
     listed = (*layers, config) if config is not None else layers
     return Manifest(bytes(data), _text(fields, "mediaType", "manifest"), layers, config, _distinct(listed))
+
+
+@attrs.frozen
+class GgufModel:
+    """A bare GGUF file made into a model: the two small texts that Ollama wants beside it.
+
+    The config is a blob of its own, the manifest names it and the file. The same file gives the same bytes on
+    every host, hence the same model id.
+    """
+
+    config_bytes: bytes
+    manifest_bytes: bytes
+
+    @property
+    def config_digest(self) -> Digest:
+        """Under which the config stands among the blobs."""
+        return digest_of(self.config_bytes)
+
+    @property
+    def manifest_digest(self) -> Digest:
+        """The model's id."""
+        return digest_of(self.manifest_bytes)
+
+
+def model_from_gguf(header: GgufHeader, digest: Digest, size_bytes: int) -> GgufModel:
+    """Config and manifest for the GGUF blob of this digest and size.
+
+    A file with a vocabulary and no weights counts as a model. Raises GgufError, with the reason, for a file that
+    Ollama cannot load as a model by itself: one part of several, an adapter, a projector, an unknown tensor type.
+    """
+    _check_is_model(header)
+    config = {
+        "model_format": "gguf",
+        "model_family": header.architecture,
+        "model_families": [header.architecture],
+        "model_type": header.model_type,
+        "file_type": header.file_type,
+        "architecture": "amd64",
+        "os": "linux",
+    }
+    config_bytes = _compact_json(config)
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST_MEDIA_TYPE,
+        "config": {
+            "mediaType": CONFIG_MEDIA_TYPE,
+            "digest": digest_of(config_bytes),
+            "size": len(config_bytes),
+        },
+        "layers": [{"mediaType": MODEL_MEDIA_TYPE, "digest": digest, "size": size_bytes}],
+    }
+    return GgufModel(config_bytes, _compact_json(manifest))
+
+
+def _compact_json(value: Any) -> bytes:
+    # No newline at the end: Ollama computes the id over what its JSON reader consumed, which may leave one out.
+    return json.dumps(value, separators=(",", ":")).encode("ascii")
+
+
+def _check_is_model(header: GgufHeader) -> None:
+    if header.split_count > 1:
+        raise GgufError(
+            f"it is one of {header.split_count} parts of a model: merge them into one file first"
+            " (llama-gguf-split --merge)"
+        )
+    if header.is_projector:
+        raise GgufError("it is a projector (the vision or audio half of a model), not a model by itself")
+    if header.general_type not in ("model", "vocab"):
+        raise GgufError(f"its general.type is {header.general_type[:40]!a}, and only a model can be added")
+    if _ARCHITECTURE.fullmatch(header.architecture) is None:
+        shown = f"{header.architecture[:40]!a}" if header.architecture else "missing"
+        raise GgufError(f"its general.architecture is {shown}, so Ollama could not load it")
+    for tensor in header.tensors:
+        if tensor.type in TENSOR_TYPES_OLLAMA_REFUSES:
+            raise GgufError(f"tensor {tensor.name[:80]!a} is {TENSOR_TYPES[tensor.type].name}, which Ollama refuses")
 
 
 def _parse_object(data: bytes) -> dict[str, Any]:

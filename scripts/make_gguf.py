@@ -18,33 +18,7 @@ CONTEXT_LENGTH = 2048
 HEAD_SIZE = 32
 BLOCKS_AT_LEAST = 4
 
-_WORDS = [
-    "the",
-    "of",
-    "and",
-    "to",
-    "a",
-    "in",
-    "is",
-    "it",
-    "you",
-    "that",
-    "he",
-    "was",
-    "for",
-    "on",
-    "are",
-    "with",
-    "as",
-    "his",
-    "they",
-    "be",
-    "at",
-    "one",
-    "have",
-    "this",
-    "from",
-]
+_WORDS = ["the", "of", "and", "to", "is", "in", "it", "you", "that", "was", "for", "on", "are", "with", "as", "his"]
 
 
 @attrs.frozen
