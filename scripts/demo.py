@@ -108,7 +108,7 @@ async def pull_showing(node: HerdProcess, name: str, bars: Progress, reports: di
     bar = bars.add_task(node.home.name, total=None)
     report: PullReport | None = None
     async with node.following("pull", name, "--json") as pulling:
-        async for document in pulling.documents():
+        async for document in pulling:
             if "report" in document:
                 report = from_json(document["report"], PullReport)
                 bars.update(bar, completed=report.size_bytes, total=report.size_bytes)

@@ -9,10 +9,10 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import attrs
 import trio
@@ -101,17 +101,28 @@ async def end(process: trio.Process, first_signal: signal.Signals = signal.SIGTE
         return await process.wait()
 
 
-async def read_lines(stream: trio.abc.ReceiveStream) -> AsyncGenerator[str]:
-    """The lines of a pipe as they come; a last line without its end counts too."""
-    rest = b""
-    async for data in stream:
-        *lines, rest = (rest + data).split(b"\n")
-        for line in lines:
-            yield line.decode(errors="replace")
-        if len(rest) > LINE_SIZE_BYTES_MAX:
-            raise HerdProcessFailed("a herd process printed a line without end", None, "")
-    if rest:
-        yield rest.decode(errors="replace")
+class Lines:
+    """The lines of a pipe as they come; a last line without its end counts too. May be left and taken up again."""
+
+    def __init__(self, stream: trio.abc.ReceiveStream) -> None:
+        self._stream = stream
+        self._data = b""
+        self._ended = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> str:
+        while b"\n" not in self._data and not self._ended:
+            if len(self._data) > LINE_SIZE_BYTES_MAX:
+                raise HerdProcessFailed("a herd process printed a line without end", None, "")
+            received = await self._stream.receive_some()
+            self._data += received
+            self._ended = not received
+        if not self._data:
+            raise StopAsyncIteration
+        line, _, self._data = self._data.partition(b"\n")
+        return line.decode(errors="replace")
 
 
 def tail(path: Path, lines: int = LOG_TAIL_LINES) -> str:
@@ -126,16 +137,18 @@ class Following:
     """A command that prints NDJSON while it works: iterate over its documents, then ask how it ended."""
 
     def __init__(self, shown: str, process: trio.Process, stderr: Path) -> None:
+        assert process.stdout is not None
         self._shown = shown
         self._process = process
+        self._lines = Lines(process.stdout)
         self._stderr = stderr
 
-    async def documents(self) -> AsyncGenerator[dict[str, Any]]:
-        """Every document, the last one included, as it is printed."""
-        assert self._process.stdout is not None
-        async with aclosing(read_lines(self._process.stdout)) as lines:
-            async for line in lines:
-                yield json.loads(line)
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> dict[str, Any]:
+        document: dict[str, Any] = json.loads(await anext(self._lines))
+        return document
 
     async def finished(self) -> Finished:
         """The end of the command, once its documents are read."""
@@ -254,11 +267,10 @@ class HerdProcess:
 async def _read_ready(process: trio.Process, home: Path, log: Path, timeout_s: float) -> str:
     assert process.stdout is not None
     with trio.move_on_after(timeout_s) as waiting:
-        async with aclosing(read_lines(process.stdout)) as lines:
-            async for line in lines:
-                word, _, multiaddr = line.partition(" ")
-                if word == "ready" and multiaddr:
-                    return multiaddr
+        async for line in Lines(process.stdout):
+            word, _, multiaddr = line.partition(" ")
+            if word == "ready" and multiaddr:
+                return multiaddr
     if waiting.cancelled_caught:
         raise HerdProcessFailed(f"{home.name} was not ready within {timeout_s:g} s", None, tail(log))
     exit_code = await end(process)
@@ -273,12 +285,14 @@ async def herd_process(
     bootstrap: Sequence[str] = (),
     mesh_key: str | None = None,
     options: Sequence[str] = (),
+    settings: Mapping[str, str] | None = None,
     ready_timeout_s: float = READY_TIMEOUT_S,
 ) -> AsyncIterator[HerdProcess]:
     """A node of its own on 127.0.0.1: home, store (`models`, by default inside the home) and free ports.
 
-    Raises HerdProcessFailed, with exit code and log, when it does not come to `ready`. At the end of the block
-    the process is asked to leave, and killed when it does not.
+    `options` are further flags of `herd up`, `settings` further environment variables. Raises HerdProcessFailed,
+    with exit code and log, when it does not come to `ready`. At the end of the block the process is asked to leave,
+    and killed when it does not.
     """
     models = models or home / "models"
     log = home.with_name(f"{home.name}.log")
@@ -286,13 +300,14 @@ async def herd_process(
     arguments: list[str | Path] = ["--home", home, "--models", models]
     arguments += ["--host", "127.0.0.1", "--port", "0", "--api", "127.0.0.1:0"]
     secrets = {"HERD_MESH_KEY": mesh_key} if mesh_key else {}
+    log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as stderr:
         process = await trio.lowlevel.open_process(
             herd_command("up", *arguments, *bootstraps, *options),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=stderr,
-            env=herd_environment(**secrets),
+            env=herd_environment(**secrets, **(settings or {})),
             # Ctrl-C in a terminal is for the program that started the node; that one then ends its nodes in order.
             start_new_session=True,
         )
@@ -301,6 +316,10 @@ async def herd_process(
         try:
             multiaddr = await _read_ready(process, home, log, ready_timeout_s)
             yield HerdProcess(home, models, log, multiaddr, process)
+        except BaseException as error:
+            # Whatever went wrong in the block, what this node said is part of the story.
+            error.add_note(f"--- end of {log}:\n{tail(log)}")
+            raise
         finally:
             await end(process)
 
