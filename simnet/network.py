@@ -14,6 +14,7 @@ import trio
 
 from node.blame import BlameLedger
 from node.ports import AdmissionError, Door, Stream, StreamHandler, TransportError
+from node.transport.background import open_background
 from node.transport.serving import LINGER_S, serve_stream
 from protocols.ids import PeerId, short_peer
 from simnet.pipe import CUT_BREAKS_S, Pipe
@@ -49,7 +50,7 @@ class SimNetwork:
         self._hosts_made += 1
         number = self._hosts_made
         address = f"/ip4/10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}/tcp/4701"
-        async with trio.open_nursery() as nursery:
+        async with open_background() as nursery:
             host = SimTransport(self, peer_id, door, blame, address, nursery)
             self._hosts[address] = host
             try:
@@ -58,7 +59,6 @@ class SimNetwork:
                 del self._hosts[address]
                 for link in self._links_of(peer_id):
                     self._break(link, f"peer {peer_id} is gone")
-                nursery.cancel_scope.cancel()
 
     def cut(self, one: PeerId, other: PeerId) -> None:
         """Nothing passes between two hosts from now on; their connection breaks when that lasts `CUT_BREAKS_S`."""

@@ -69,9 +69,8 @@ class Pipe:
             await self._wait(self._frames[0][0] if self._frames and since_s is None else float("inf"), cut_since)
 
     def break_off(self, why: str) -> None:
-        """Fail both ends from now on; frames on the way are lost. A pipe that was read to its end stays well."""
-        read_to_the_end = self.ended and len(self._frames) == 1 and self._unread_bytes == 0
-        if self._broken is None and not read_to_the_end:
+        """Fail both ends from now on; frames on the way are lost, but what was finished can be read to its end."""
+        if self._broken is None and not self.ended:
             self._broken = why
             self.ended = True
             self._frames.clear()
