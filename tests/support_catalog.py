@@ -10,7 +10,7 @@ from functools import lru_cache
 import attrs
 from nacl.signing import SigningKey
 
-from protocols.catalog.catalog import Catalog, Restored
+from protocols.catalog.catalog import Catalog
 from protocols.catalog.clock import Clock
 from protocols.catalog.config import CatalogConfig
 from protocols.catalog.events import Dropped, Heard, Kept, PeerJoined, Publish, SetHoldings, Started
@@ -82,7 +82,7 @@ def manifest_digest(content: int) -> Digest:
 
 def publish(name: str, content: int, *, wall_ms: int = WALL_MS, deliberate: bool = False) -> Publish:
     entry = blob(content)
-    return Publish(full(name), manifest_of(entry), (entry,), "", deliberate, wall_ms)
+    return Publish(full(name), manifest_of(entry), (entry,), "", wall_ms, deliberate)
 
 
 def holds(*contents: int, wall_ms: int = WALL_MS) -> SetHoldings:
@@ -112,11 +112,11 @@ class World:
         self._order = itertools.count()
         self._timers: dict[tuple[PeerId, Hashable], int] = {}
 
-    def add(self, who: Person, config: CatalogConfig | None = None, restored: Restored | None = None) -> Catalog:
+    def add(self, who: Person, config: CatalogConfig | None = None) -> Catalog:
         """A node that begins now and that everybody not cut off knows as alive."""
         peer = who.peer_id
         rng = random.Random(self.rng.random())
-        core = Catalog(config or CatalogConfig(), peer, who.sign, rng, lambda: self.alive_for(peer), restored)
+        core = Catalog(config or CatalogConfig(), peer, who.sign, rng, lambda: self.alive_for(peer))
         self.cores[peer] = core
         self.feed(peer, Started())
         return core

@@ -12,26 +12,26 @@ import attrs
 from protocols.catalog.clock import too_far_ahead
 from protocols.catalog.config import CatalogConfig
 from protocols.catalog.contents import Contents
-from protocols.catalog.events import Announced, Dropped, Heard, Kept, PeerJoined, Publish, SetHoldings, Started
+from protocols.catalog.events import (
+    Dropped,
+    Heard,
+    Kept,
+    PeerJoined,
+    Publish,
+    Restored,
+    SetHoldings,
+    Started,
+)
 from protocols.catalog.gossip import GOSSIP, PUSH_PULL, Gossip, Key
 from protocols.catalog.messages import Advert, Buckets, Keys, Records, Summary, Want
 from protocols.catalog.publishing import Publisher
 from protocols.catalog.records import HoldingState, Inventory, VersionRecord
 from protocols.effects import Blame, Effect, Event, TimerFired
 from protocols.errors import LocalProtocolError, RemoteProtocolError
-from protocols.ids import Digest, PeerId, VersionId, digest_of
+from protocols.ids import Digest, PeerId, VersionId
 from protocols.signing import Signer
 
 CLOCK_BLAMES_MAX = 4096
-
-
-@attrs.frozen
-class Restored:
-    """What an earlier run of this node kept: records in any order, and what it announced (name, manifest digest)."""
-
-    versions: Sequence[VersionRecord] = ()
-    inventories: Sequence[Inventory] = ()
-    announced: Sequence[tuple[str, Digest]] = ()
 
 
 @attrs.frozen
@@ -58,7 +58,6 @@ class Catalog:
         signer: Signer,
         rng: random.Random,
         alive: Callable[[], Sequence[PeerId]],
-        restored: Restored | None = None,
     ) -> None:
         self._config = config
         self._peer_id = peer_id
@@ -68,9 +67,8 @@ class Catalog:
         self._publisher = Publisher(peer_id, signer, self._contents)
         self._clock_blamed: dict[VersionId, None] = {}
         self._learned = self._refused = self._let_go = 0
-        self._restore(restored or Restored())
 
-    def _restore(self, restored: Restored) -> None:
+    def _restore(self, restored: Restored) -> list[Effect]:
         # Oldest first, so that room runs out for the same records as it did before.
         for record in sorted(restored.versions, key=lambda record: (record.clock, record.id())):
             self._contents.add_version(record)
@@ -78,7 +76,7 @@ class Catalog:
         for inventory in restored.inventories:
             if self._contents.inventories.newer(inventory.owner, inventory.sequence):
                 self._contents.add_inventory(inventory, tuple)
-        self._publisher.announced.update(restored.announced)
+        return []
 
     # What a node asks of its catalog.
 
@@ -93,6 +91,10 @@ class Catalog:
     def version(self, version_id: bytes) -> VersionRecord | None:
         """The record of an id."""
         return self._contents.versions.get(version_id)
+
+    def knows(self, name: str, manifest_digest: Digest) -> bool:
+        """Whether there is a version with this manifest under a name, in its full form, be it head or history."""
+        return any(record.name == name for record in self._contents.versions.of_manifest(manifest_digest))
 
     def of_manifest(self, name: str, manifest_digest: Digest) -> VersionRecord | None:
         """The record that stands for a manifest under a name: the head with it if any, else the earliest version."""
@@ -161,21 +163,15 @@ class Catalog:
                 return [self._gossip.push_pull_timer()]
             case PeerJoined(peer=peer):
                 return self._gossip.open(peer)
+            case Restored():
+                return self._restore(event)
             case Publish():
-                return self._publish(event)
+                record = self._publisher.version(event)
+                return [] if record is None else self._keep(record, news=False)
             case SetHoldings():
                 inventory = self._publisher.inventory(event.holdings, event.wall_ms)
                 return [] if inventory is None else self._keep(inventory, news=False)
         raise LocalProtocolError(f"a catalog knows no event {type(event).__name__}")
-
-    def _publish(self, event: Publish) -> list[Effect]:
-        record = self._publisher.version(event)
-        effects = [] if record is None else self._keep(record, news=False)
-        digest = digest_of(event.manifest)
-        if self._publisher.announced.get(event.name) != digest:
-            self._publisher.announced[event.name] = digest
-            effects.append(Announced(event.name, digest))
-        return effects
 
     def _keep(self, record: VersionRecord | Inventory, *, news: bool) -> list[Effect]:
         let_go: Sequence[Key]

@@ -6,12 +6,20 @@ import attrs
 
 from protocols.catalog.records import BlobEntry, Holding, Inventory, VersionRecord
 from protocols.effects import Effect, Event, Received
-from protocols.ids import Digest, PeerId, VersionId
+from protocols.ids import PeerId, VersionId
 
 
 @attrs.frozen
 class Started(Event):
     """The node runs: begin the periodic repair."""
+
+
+@attrs.frozen
+class Restored(Event):
+    """What an earlier run of this node kept, in any order."""
+
+    versions: Sequence[VersionRecord] = attrs.field(repr=False)
+    inventories: Sequence[Inventory] = attrs.field(repr=False)
 
 
 @attrs.frozen
@@ -33,15 +41,17 @@ class Publish(Event):
     """This node's store holds `manifest` under `name` (its full form).
 
     `deliberate` when a person said so here (an add, a rollback): then it follows all heads known. Otherwise it is
-    what was found in the store, and an old copy of something the catalog knows says nothing new.
+    what was found in the store, and an old copy of something the catalog knows says nothing new. `created_at_ms` is
+    the wall-clock date of what was found; without it, or in the future, the record is dated now.
     """
 
     name: str
     manifest: bytes = attrs.field(repr=False)
     blobs: tuple[BlobEntry, ...] = attrs.field(repr=False)
     message: str
-    deliberate: bool
     wall_ms: int
+    deliberate: bool = False
+    created_at_ms: int | None = None
 
 
 @attrs.frozen
@@ -65,11 +75,3 @@ class Dropped(Effect):
     """A record left the catalog, for lack of room."""
 
     key: VersionId | PeerId
-
-
-@attrs.frozen
-class Announced(Effect):
-    """This node now stands for this manifest under this name (to be remembered over a restart)."""
-
-    name: str
-    manifest_digest: Digest

@@ -13,14 +13,13 @@ from protocols.signing import Signer
 
 
 class Publisher:
-    """Signs for one node. `latest` follows the clocks of all records seen, `announced` what stands under each name."""
+    """Signs for one node. `latest` follows the clocks of all records seen."""
 
     def __init__(self, peer_id: PeerId, signer: Signer, contents: Contents) -> None:
         self._peer_id = peer_id
         self._signer = signer
         self._contents = contents
         self.latest = Clock(0)
-        self.announced: dict[str, Digest] = {}
 
     def version(self, event: Publish) -> VersionRecord | None:
         """The record to publish, or None when the catalog already says so.
@@ -34,30 +33,33 @@ class Publisher:
         heads = versions.heads(event.name)
         if any(head.manifest_digest == digest for head in heads):
             return None
-        previous = self.announced.get(event.name)
-        changed = any(head.manifest_digest == previous for head in heads)
-        known = any(record.name == event.name for record in versions.of_manifest(digest))
         if event.deliberate:
-            parents = versions.parents_for(event.name, None)
-        elif changed:
-            parents = versions.parents_for(event.name, previous)
-        elif known:
+            return self._signed(event, versions.parents_for(event.name, [head.manifest_digest for head in heads]))
+        held = [head.manifest_digest for head in heads if self._holds(head.manifest_digest)]
+        if not held and any(record.name == event.name for record in versions.of_manifest(digest)):
             return None
-        else:
-            parents = ()
-        return self._signed(event, parents)
+        return self._signed(event, versions.parents_for(event.name, held))
+
+    def _holds(self, manifest_digest: Digest) -> bool:
+        return self._contents.inventories.state(self._peer_id, manifest_digest) == "complete"
 
     def _signed(self, event: Publish, parents: tuple[bytes, ...]) -> VersionRecord:
         entries = {blob.digest: blob for blob in event.blobs}
         try:
             blobs = tuple(entries[blob.digest] for blob in parse_manifest(event.manifest).blobs())
-            clock = after(self.latest, event.wall_ms)
+            clock = self._date(event, parents)
             record = VersionRecord(event.name, event.manifest, blobs, parents, self._peer_id, clock, event.message)
             record = record.sign(self._signer)
             record.verify()
         except (KeyError, ValueError, RemoteProtocolError) as error:
             raise LocalProtocolError(f"{event.name} cannot be published: {error!r}") from error
         return record
+
+    def _date(self, event: Publish, parents: tuple[bytes, ...]) -> Clock:
+        """After everything seen; but what was found without history is as old as it is, and follows nothing."""
+        if event.created_at_ms is not None and not parents and 0 <= event.created_at_ms <= event.wall_ms:
+            return Clock(event.created_at_ms)
+        return after(self.latest, event.wall_ms)
 
     def inventory(self, holdings: Iterable[Holding], wall_ms: int) -> Inventory | None:
         """The inventory to publish, or None when the last one says the same.
@@ -69,9 +71,7 @@ class Publisher:
         chosen = sorted(states.values(), key=lambda holding: (holding.state, holding.manifest_digest))[:HOLDINGS_MAX]
         stated = tuple(sorted(chosen, key=lambda holding: holding.manifest_digest))
         last = self._contents.inventories.get(self._peer_id)
-        if last is not None and last.holdings == stated:
-            return None
-        if last is None and not stated:
+        if stated == (last.holdings if last is not None else ()):
             return None
         return self._next(stated, last.sequence if last is not None else 0, wall_ms)
 

@@ -4,6 +4,7 @@ All that is asked here is a function of the set of records alone, never of the o
 what makes two catalogs with the same records agree.
 """
 
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from protocols.catalog.clock import Clock
@@ -175,15 +176,14 @@ class Versions:
             known.heads = tuple(sorted(earliest.values(), key=_age, reverse=True))
         return known.heads
 
-    def parents_for(self, name: str, of_manifest: Digest | None) -> tuple[bytes, ...]:
-        """The ids a new version of `name` follows: all current ones, or those of one manifest."""
+    def parents_for(self, name: str, manifests: Sequence[Digest]) -> tuple[bytes, ...]:
+        """The ids that a version following these head manifests lists as parents: each's representative at least."""
         known = self._names.get(name)
         if known is None:
             return ()
         representatives = [record.id() for record in self.heads(name)]
         current = sorted(self._current(known), key=lambda r: (r.id() not in representatives, *_age(r)))
-        chosen = [r.id() for r in current if of_manifest is None or r.manifest_digest == of_manifest]
-        return tuple(sorted(chosen[:PARENTS_MAX]))
+        return tuple(sorted([r.id() for r in current if r.manifest_digest in manifests][:PARENTS_MAX]))
 
     def of_manifest(self, manifest_digest: Digest) -> list[VersionRecord]:
         """Every version with this manifest, earliest first."""
