@@ -221,7 +221,7 @@ class HerdProcess:
 
     @staticmethod
     def _views(document: Any, key: str, kind: type[T]) -> list[T]:
-        return [from_json(entry, kind) for entry in (document[key] if isinstance(document, dict) else document)]
+        return [from_json(entry, kind) for entry in document[key]]
 
     async def add(self, path: Path, *options: str) -> ModelView:
         """Make a file a model of this node."""
