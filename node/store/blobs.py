@@ -1,0 +1,319 @@
+"""The chunks this node holds, whole blobs and partial ones alike: `node.ports.Blobs` over real files."""
+
+import logging
+import os
+from collections import Counter, OrderedDict
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import attrs
+import trio
+
+from node.ports import BlobMissing, PartialBlob, StoreError
+from node.store.census import UNVERIFIED, VERIFIED, BlobFile, Census
+from node.store.files import Disk, FileKey, read_at, sync_directory
+from node.store.hashing import Hasher
+from node.store.index import Index
+from node.store.ollama import Layout
+from node.store.partials import PartialFile, Partials
+from protocols.bits import Bits
+from protocols.errors import LocalProtocolError, RemoteProtocolError
+from protocols.ids import Digest
+from protocols.recipe.recipe import Recipe
+from protocols.recipe.rules import target_of_rule
+
+log = logging.getLogger("herd.store")
+
+RECIPES_CACHED_MAX = 64
+
+CLOSE_TIMEOUT_S = 30.0
+"""How long a cancelled receiver may still take to make its last batch durable."""
+
+SMALL_BLOB_BYTES = 1024 * 1024
+"""Up to here the new name of a received blob is not synced at once: losing it costs one chunk, syncing it costs more.
+
+A model may have thousands of such blobs; placing the model syncs the names of all of them together.
+"""
+
+
+class StoreBlobs:
+    """`node.ports.Blobs`: what is verified and what is being received can be read, by chunk."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        disk: Disk,
+        index: Index,
+        hasher: Hasher,
+        census: Census,
+        partials: Partials,
+        verify_now: Callable[[Digest, int], Awaitable[None]],
+    ) -> None:
+        self._layout = layout
+        self._disk = disk
+        self._index = index
+        self._hasher = hasher
+        self._census = census
+        self._partials = partials
+        self._verify_now = verify_now
+        self._recipes: OrderedDict[Digest, Recipe] = OrderedDict()
+        self._full: dict[Digest, Bits] = {}
+        self._used: Counter[Digest] = Counter()
+        self._touched: Counter[Digest] = Counter()
+        self._receive_lock = trio.Lock()
+        self.read_bytes = 0
+        self.written_bytes = 0
+        self.refused_chunks = 0
+
+    async def recipe(self, digest: Digest) -> Recipe:
+        """The recipe of a verified blob, or of one being received. BlobMissing when there is none."""
+        partial = self._partials.open_one(digest)
+        if partial is not None:
+            return partial.recipe
+        if self._census.verified(digest) is None:
+            raise BlobMissing(f"{digest} is not here")
+        recipe = self._recipes.get(digest)
+        if recipe is None:
+            recipe = await self._index.recipe(digest)
+            if recipe is None:
+                raise BlobMissing(f"{digest} has no recipe")
+        self._remember(recipe)
+        return recipe
+
+    def _remember(self, recipe: Recipe) -> None:
+        self._recipes[recipe.digest] = recipe
+        self._recipes.move_to_end(recipe.digest)
+        if len(self._recipes) > RECIPES_CACHED_MAX:
+            self._recipes.popitem(last=False)
+
+    def held(self, digest: Digest) -> Bits | None:
+        """Which chunks can be served now (the live object), or None when nothing of the blob is here."""
+        partial = self._partials.open_one(digest)
+        if partial is not None:
+            return partial.bits
+        file = self._census.verified(digest)
+        if file is None:
+            self._full.pop(digest, None)
+            return None
+        bits = self._full.get(digest)
+        if bits is None or bits.count != file.chunk_count:
+            bits = self._full[digest] = Bits.full(file.chunk_count)
+        return bits
+
+    async def read(self, digest: Digest, index: int) -> bytes:
+        """One chunk's bytes, as they stand on disk. BlobMissing when not held; StoreError when unreadable."""
+        partial = self._partials.open_one(digest)
+        if partial is not None:
+            if index not in partial.bits:
+                raise BlobMissing(f"chunk {index} of {digest} is not here yet")
+            data = await partial.read(index)
+        else:
+            data = await self._read_whole(digest, index)
+        self.read_bytes += len(data)
+        return data
+
+    async def _read_whole(self, digest: Digest, index: int) -> bytes:
+        recipe = await self.recipe(digest)
+        file = self._census.verified(digest)
+        if file is None or not 0 <= index < len(recipe):
+            raise BlobMissing(f"chunk {index} of {digest} is not here")
+        size, offset = recipe.sizes_bytes[index], recipe.offset_bytes(index)
+        candidates = (file.path, *self._layout.candidates(digest))
+        key, data = await self._disk.run(
+            f"read chunk {index} of", file.path, lambda: _read_first(candidates, size, offset)
+        )
+        if key is None:
+            self._gone(file)
+            raise BlobMissing(f"{file.path} is gone")
+        if key != file.key and not self._touched[digest] and self._census.verified(digest) == file:
+            # Somebody wrote to it since it was read through: not a byte of it is certain any more.
+            self._census.put_file(attrs.evolve(file, key=key, state=UNVERIFIED))
+            self._census.announce()
+            raise BlobMissing(f"{file.path} has changed and is verified again")
+        if len(data) != size:
+            raise StoreError(f"cannot read chunk {index} of {file.path}: the file ends before it")
+        return data
+
+    def _gone(self, file: BlobFile) -> None:
+        if self._census.file(file.digest) == file:
+            self._census.drop_file(file.digest)
+            self._census.announce()
+
+    async def receive(self, recipe: Recipe) -> PartialBlob:
+        """Begin, resume or join a partial blob. StoreError when the disk has no room for what is missing.
+
+        The recipe that counts is that of the blob given back: who joins others, or comes when the blob is whole,
+        works under theirs.
+        """
+        if self._partials.open_one(recipe.digest) is None:
+            # An unread file under the blob's name is read before anything is fetched: a disk is nearer than a peer.
+            await self._verify_now(recipe.digest, recipe.size_bytes)
+        async with self._receive_lock:
+            if self._census.verified(recipe.digest) is not None:
+                whole = await self.recipe(recipe.digest)
+                return WholeReception(self, whole, Bits.full(len(whole)))
+            partial = await self._partials.open(recipe)
+            return Reception(self, self._partials, partial)
+
+    async def finish(self, partial: PartialFile) -> None:
+        """Check a complete partial blob and move it among the whole ones; once, however many ask."""
+        async with partial.lock:
+            if partial.whole:
+                return
+            if not partial.bits.complete():
+                raise LocalProtocolError(f"{partial.recipe.digest} is not complete: {partial.bits}")
+            with partial.borrow():
+                found, computed = await self._hasher.hash(partial.path, target_size_bytes=_target(partial.recipe))
+                with trio.CancelScope(shield=True):
+                    await self._conclude(partial, found, computed)
+
+    async def _conclude(self, partial: PartialFile, found: Digest, computed: Recipe) -> None:
+        recipe = partial.recipe
+        if found != recipe.digest:
+            problem = f"{recipe.digest} came out as {found}: its recipe was a lie, the partial blob is thrown away"
+            await self._partials.discard(partial, problem)
+            raise RemoteProtocolError(problem)
+        if computed.rule == recipe.rule and computed != recipe:
+            # The bytes are right all the same, so they stay; only the cut was not what its rule says.
+            log.warning("the recipe of %s did not follow its rule %s; ours replaces it", recipe.digest, recipe.rule)
+            recipe = computed
+        target = self._layout.whole_blob(recipe.digest)
+        key = await self._disk.run("keep", partial.path, lambda: _make_whole(partial.path, target))
+        self._remember(recipe)
+        self._partials.finished(partial)
+        self._census.put_file(BlobFile(recipe.digest, target, key, VERIFIED, len(recipe)))
+        self._census.announce()
+        await self._index.record(key, recipe, partial_done=partial.durable is not None)
+
+    # -- what must not be removed, and what is being moved
+
+    def in_use(self, digest: Digest) -> bool:
+        """Whether somebody receives the blob or wants it kept."""
+        return self._used[digest] > 0
+
+    @contextmanager
+    def use(self, digests: Iterable[Digest]) -> Iterator[None]:
+        """Keep `remove` from taking these blobs while the block lasts."""
+        kept = list(digests)
+        self._used.update(kept)
+        try:
+            yield
+        finally:
+            self._used.subtract(kept)
+            self._used = +self._used
+
+    @contextmanager
+    def touch(self, digest: Digest) -> Iterator[None]:
+        """Our own change of a file's mtime is no reason to doubt its bytes."""
+        self._touched[digest] += 1
+        try:
+            yield
+        finally:
+            self._touched[digest] -= 1
+            self._touched = +self._touched
+
+
+class Reception:
+    """One receiver's hold on a partial blob: `node.ports.PartialBlob`."""
+
+    def __init__(self, blobs: StoreBlobs, partials: Partials, partial: PartialFile) -> None:
+        self.recipe = partial.recipe
+        self._blobs = blobs
+        self._partials = partials
+        self._partial = partial
+        self._use = blobs.use([partial.recipe.digest])
+        self._use.__enter__()
+        self._closed = False
+
+    def held(self) -> Bits:
+        """The chunks written so far, by whomever."""
+        return self._partial.bits
+
+    async def write(self, index: int, data: bytes) -> None:
+        """Store one chunk. RemoteProtocolError when its BLAKE3 is not the recipe's; StoreError when it cannot."""
+        before = len(self._partial.bits)
+        try:
+            await self._partial.write(index, data)
+        except RemoteProtocolError:
+            self._blobs.refused_chunks += 1
+            raise
+        if len(self._partial.bits) > before:
+            self._blobs.written_bytes += len(data)
+
+    async def finish(self) -> None:
+        """Check the whole blob's SHA-256 and make it servable; RemoteProtocolError when it does not match."""
+        await self._blobs.finish(self._partial)
+
+    async def close(self) -> None:
+        """Make what is held durable and let go, cancelled or not; idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self._use.__exit__(None, None, None)
+        with trio.CancelScope(deadline=trio.current_time() + CLOSE_TIMEOUT_S, shield=True):
+            await self._partials.let_go(self._partial)
+
+
+class WholeReception:
+    """What `receive` gives for a blob that is here already: complete from the start."""
+
+    def __init__(self, blobs: StoreBlobs, recipe: Recipe, bits: Bits) -> None:
+        self.recipe = recipe
+        self._bits = bits
+        self._use = blobs.use([recipe.digest])
+        self._use.__enter__()
+        self._closed = False
+
+    def held(self) -> Bits:
+        """All chunks."""
+        return self._bits
+
+    async def write(self, index: int, data: bytes) -> None:
+        """Nothing is missing, so nothing is written."""
+        await trio.lowlevel.checkpoint()
+
+    async def finish(self) -> None:
+        """It was verified before."""
+        await trio.lowlevel.checkpoint()
+
+    async def close(self) -> None:
+        """Let go; idempotent."""
+        if not self._closed:
+            self._closed = True
+            self._use.__exit__(None, None, None)
+
+
+def _target(recipe: Recipe) -> int | None:
+    """The target size that gives this recipe again, so that everybody in a swarm goes on with one cut."""
+    with suppress(RemoteProtocolError):
+        return target_of_rule(recipe.rule, recipe.size_bytes)
+    return None
+
+
+def _read_first(candidates: Iterable[Path], size_bytes: int, offset: int) -> tuple[FileKey | None, bytes]:
+    for path in candidates:
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        try:
+            return FileKey.of(os.fstat(descriptor)), read_at(descriptor, size_bytes, offset)
+        finally:
+            os.close(descriptor)
+    return None, b""
+
+
+def _make_whole(partial: Path, whole: Path) -> FileKey:
+    descriptor = os.open(partial, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fchmod(descriptor, 0o644)
+        os.fsync(descriptor)
+        key = FileKey.of(os.fstat(descriptor))
+    finally:
+        os.close(descriptor)
+    os.rename(partial, whole)
+    if key.size_bytes > SMALL_BLOB_BYTES:
+        sync_directory(whole.parent)
+        sync_directory(partial.parent)
+    return key
