@@ -197,7 +197,7 @@ def explain(failures: BaseExceptionGroup[BaseException], folder: Path) -> int:
         first = first.exceptions[0]
     code = first.exit_code if isinstance(first, DemoFailed | HerdProcessFailed) else None
     # A wrong argument says all in its one line; the logs are for what the nodes themselves did.
-    for name in NAMES if code != 2 else ():
+    for name in NAMES if code not in (2, 3) else ():
         last = tail(folder / f"{name}.log")
         if last:
             print(f"--- log of node {name}\n{last}", file=sys.stderr)

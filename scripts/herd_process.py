@@ -23,7 +23,8 @@ T = TypeVar("T")
 
 READY_TIMEOUT_S = 60.0
 COMMAND_TIMEOUT_S = 120.0
-STOP_TIMEOUT_S = 15.0
+STOP_TIMEOUT_S = 20.0
+"""Longer than a node takes to give up leaving well, so that a kill from here means that it hangs."""
 POLL_INTERVAL_S = 0.1
 LOG_TAIL_LINES = 25
 LINE_SIZE_BYTES_MAX = 1024 * 1024

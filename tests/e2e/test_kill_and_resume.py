@@ -28,6 +28,7 @@ async def held_bytes_past(pulling: Following, share: float) -> int:
     """Read along until more than a share of the model is held: how much that is. Fails when it is all of it."""
     async for document in pulling:
         assert "report" not in document, "the pull ended before it could be cut off"
+        assert "error" not in document, document
         if document["size_bytes"] and document["held_bytes"] > share * document["size_bytes"]:
             assert document["held_bytes"] < document["size_bytes"]
             return int(document["held_bytes"])
@@ -99,7 +100,7 @@ async def pull_while_a_sender_dies(receiver: HerdProcess, senders: list[HerdProc
         async for document in pulling:
             if "report" in document:
                 report = from_json(document["report"], PullReport)
-            elif dead is None and all(document["sources"].get(sender.peer) for sender in senders):
+            elif dead is None and all(document.get("sources", {}).get(sender.peer) for sender in senders):
                 assert document["held_bytes"] < document["size_bytes"]
                 dead = senders[1]
                 await dead.kill9()
