@@ -121,6 +121,8 @@ class ChunkHasher:
             else:
                 cutter = self._opaque()
         except _HeaderContinues:
+            if len(beginning) == size_bytes:
+                raise LocalProtocolError("a header was read past the end of its blob") from None
             self._look_at_bytes = min(size_bytes, 2 * self._look_at_bytes)
             return
         except (GgufError, SafetensorsError):

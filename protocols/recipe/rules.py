@@ -103,11 +103,11 @@ def _boundaries(extents: Sequence[tuple[int, int]], size_bytes: int, target_size
         return ()
     if size_bytes <= target_size_bytes:
         return (size_bytes,)
-    starts = [begin for begin, _ in extents]
+    edges = [*(begin for begin, _ in extents), size_bytes]
     ends: list[int] = []
-    group_start = starts[0] if starts else size_bytes
+    group_start = edges[0]
     _cut(ends, 0, group_start, group_start, target_size_bytes)
-    for (start, data_end), following in zip(extents, [*starts[1:], size_bytes], strict=True):
+    for (start, data_end), following in zip(extents, edges[1:], strict=True):
         # What a group holds so far lies between group_start and start and is not yet cut off.
         if following - group_start <= target_size_bytes:
             continue
