@@ -199,7 +199,7 @@ def explain(failures: BaseExceptionGroup[BaseException], folder: Path) -> int:
     # A wrong argument says all in its one line; the logs are for what the nodes themselves did.
     for name in NAMES if code not in (2, 3) else ():
         last = tail(folder / f"{name}.log")
-        if last:
+        if last and last not in str(first):
             print(f"--- log of node {name}\n{last}", file=sys.stderr)
     print(f"demo: {first}", file=sys.stderr)
     return code or 1

@@ -71,6 +71,8 @@ def test_a_test_may_not_sleep_for_real_without_a_reason(body: str, broken: list[
         ("def test_x():\n    assert f()", []),
         ("def test_x():\n    with pytest.raises(OSError):\n        f()", []),
         ("def test_x():\n    check_stream(f)", []),
+        ("def test_x():\n    f()\ndef f():\n    g()\ndef g():\n    assert h()", []),
+        ("def test_x():\n    f()\ndef f():\n    g()\ndef g():\n    h()", ["idle_test"]),
         ("def not_a_test():\n    f()", []),
     ],
 )
