@@ -1,0 +1,165 @@
+"""Finding the mesh: knocking at bootstrap peers and remembered members until somebody lets this node in."""
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+
+import attrs
+import trio
+
+from node.errors import JoinRefused, UsageError
+from node.ports import AdmissionError, TransportError
+from node.services.membership_memory import RememberedMember
+from protocols.errors import RemoteProtocolError
+from protocols.ids import PeerId, public_key_of, short_peer
+from protocols.membership.config import MembershipConfig
+
+log = logging.getLogger("herd.membership")
+
+REMEMBERED_KNOCKS_MAX = 8
+"""At so many remembered members a starting node knocks; if none of them is there, bootstrap peers still may be."""
+
+FOUND_KNOCKS_MAX = 32
+"""At so many peers found by the way (multicast) a node knocks at once; what more is found must be found again."""
+
+Exchange = Callable[[PeerId, Sequence[str]], Awaitable[None]]
+"""Learn the addresses and exchange tables with the peer; TransportError or RemoteProtocolError when that failed."""
+
+
+def parse_bootstrap(text: str) -> tuple[PeerId, str]:
+    """Peer and address of a `/ip4/../tcp/../p2p/ID` multiaddr. UsageError naming the text when it is none."""
+    address, separator, peer = text.rpartition("/p2p/")
+    parts = address.split("/")
+    try:
+        if not separator or len(parts) != 5 or parts[0] or not parts[2] or parts[3] != "tcp":
+            raise ValueError("wanted /ip4/ADDRESS/tcp/PORT/p2p/PEER, as `herd up` prints it")
+        if parts[1] not in ("ip4", "ip6", "dns", "dns4", "dns6"):
+            raise ValueError(f"unknown address kind {parts[1]!r}")
+        if not parts[4].isascii() or not parts[4].isdigit() or not 0 < int(parts[4]) < 65536:
+            raise ValueError(f"{parts[4]!r} is no TCP port")
+        public_key_of(PeerId(peer))
+    except (ValueError, RemoteProtocolError) as error:
+        raise UsageError(f"bootstrap address {text!r} is not usable: {error}") from error
+    return PeerId(peer), address
+
+
+@attrs.define(eq=False)
+class _Door:
+    """One peer we knock at."""
+
+    peer: PeerId
+    addresses: tuple[str, ...]
+    kind: str
+    attempts: int = 0
+    open: bool = False
+    refused: bool = False
+    problem: str = ""
+
+
+class Joiner:
+    """Knocks at doors, each in its own task of the service's nursery.
+
+    A bootstrap peer is knocked at until it answered once (or is a member by other ways), so that meshes which started
+    apart grow together; a remembered one only while this node is alone; a found one a few times.
+    """
+
+    def __init__(
+        self,
+        config: MembershipConfig,
+        own: PeerId,
+        exchange: Exchange,
+        is_member: Callable[[PeerId], bool],
+        is_alone: Callable[[], bool],
+    ) -> None:
+        self._config = config
+        self._own = own
+        self._exchange = exchange
+        self._is_member = is_member
+        self._is_alone = is_alone
+        self._doors: dict[PeerId, _Door] = {}
+        self._progress = trio.Event()
+
+    async def join(
+        self,
+        nursery: trio.Nursery,
+        bootstrap: Sequence[tuple[PeerId, str]],
+        remembered: Sequence[RememberedMember],
+    ) -> None:
+        """Knock everywhere at once; come back when one let us in, or when all had their tries (they go on behind).
+
+        JoinRefused when no bootstrap peer admits this node.
+        """
+        doors: dict[PeerId, _Door] = {}
+        for peer, address in bootstrap:
+            known = doors.get(peer)
+            addresses = (*known.addresses, address) if known is not None else (address,)
+            doors[peer] = _Door(peer, addresses, "bootstrap")
+        for member in remembered[:REMEMBERED_KNOCKS_MAX]:
+            doors.setdefault(member.peer, _Door(member.peer, member.addresses, "remembered"))
+        doors.pop(self._own, None)
+        for door in doors.values():
+            self._begin(nursery, door)
+        waited_for = list(doors.values())
+        while not self._settled(waited_for):
+            await self._progress.wait()
+
+    def meet(self, nursery: trio.Nursery, peer: PeerId, addresses: tuple[str, ...]) -> None:
+        """A peer was found: knock at it unless it is known."""
+        found = sum(1 for door in self._doors.values() if door.kind == "found")
+        if peer != self._own and not self._is_member(peer) and peer not in self._doors and found < FOUND_KNOCKS_MAX:
+            self._begin(nursery, _Door(peer, addresses, "found"))
+
+    def _begin(self, nursery: trio.Nursery, door: _Door) -> None:
+        if door.peer not in self._doors:
+            self._doors[door.peer] = door
+            nursery.start_soon(self._knock_until_done, door)
+
+    async def _knock_until_done(self, door: _Door) -> None:
+        delay_s = self._config.join_retry_s
+        try:
+            while not self._needless(door):
+                await self._knock(door)
+                self._progress.set()
+                self._progress = trio.Event()
+                if door.open or (door.kind == "found" and door.attempts >= self._config.join_attempts):
+                    return
+                if door.refused:
+                    delay_s = self._config.join_retry_max_s
+                await trio.sleep(min(delay_s, self._config.join_retry_max_s))
+                delay_s *= 2
+            door.open = True
+            self._progress.set()
+            self._progress = trio.Event()
+        finally:
+            self._doors.pop(door.peer, None)
+
+    def _needless(self, door: _Door) -> bool:
+        return self._is_member(door.peer) or (door.kind == "remembered" and door.attempts > 0 and not self._is_alone())
+
+    async def _knock(self, door: _Door) -> None:
+        door.attempts += 1
+        try:
+            await self._exchange(door.peer, door.addresses)
+        except (TransportError, RemoteProtocolError) as error:
+            door.refused = isinstance(error, AdmissionError)
+            problem, door.problem = door.problem, str(error)
+            # Said once a reason, not once a try.
+            if door.kind == "bootstrap" and door.problem != problem and door.attempts > 1:
+                log.warning("bootstrap peer %s: %s", door.peer, error)
+        else:
+            door.open, door.refused = True, False
+            log.info("joined through %s peer %s", door.kind, door.peer)
+
+    def _settled(self, doors: Sequence[_Door]) -> bool:
+        if not doors or any(door.open for door in doors):
+            return True
+        bootstrap = [door for door in doors if door.kind == "bootstrap"]
+        if any(door.attempts == 0 for door in doors):
+            return False
+        if bootstrap and all(door.refused for door in bootstrap):
+            reasons = "; ".join(dict.fromkeys(door.problem for door in bootstrap))
+            raise JoinRefused(f"no bootstrap peer admits this node: {reasons}")
+        if any(door.attempts < self._config.join_attempts and not door.refused for door in bootstrap):
+            return False
+        named = ", ".join(f"{short_peer(door.peer)} ({door.problem})" for door in bootstrap or doors)
+        log.warning("no member answers yet, trying on in the background; asked: %s", named)
+        return True

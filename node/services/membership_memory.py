@@ -1,0 +1,95 @@
+"""`members.json` in the node's home: where some members listened, so that a restarted node finds its mesh again."""
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from protocols.errors import RemoteProtocolError
+from protocols.ids import PeerId, public_key_of
+from protocols.membership.record import ADDRESS_COUNT_MAX, ADDRESS_SIZE_BYTES_MAX
+from protocols.membership.table import Member
+
+log = logging.getLogger("herd.membership")
+
+FILE_NAME = "members.json"
+FORMAT_VERSION = 1
+FILE_SIZE_BYTES_MAX = 8 * 1024 * 1024
+
+
+@attrs.frozen
+class RememberedMember:
+    """A member of an earlier life of this node."""
+
+    peer: PeerId
+    addresses: tuple[str, ...]
+
+
+class MemberMemory:
+    """Reads and writes the file. Nothing in it is trusted: a peer proves who it is when it is contacted."""
+
+    def __init__(self, home: Path | None, members_max: int) -> None:
+        self._path = home / FILE_NAME if home is not None else None
+        self._members_max = members_max
+        self._written: list[RememberedMember] | None = None
+
+    def load(self) -> list[RememberedMember]:
+        """Whom this node knew, best first; nobody when there is no file or it is damaged (that is logged)."""
+        if self._path is None:
+            return []
+        try:
+            with open(self._path, "rb") as file:
+                members = _parse(file.read(FILE_SIZE_BYTES_MAX))
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError, RemoteProtocolError) as error:
+            log.warning("%s: cannot be used, remembered members are forgotten: %s", self._path, error)
+            return []
+        return members[: self._members_max]
+
+    def save(self, members: Sequence[Member]) -> None:
+        """Remember those who take part, the longest known first; atomic, and nothing happens when nothing changed.
+
+        With nobody there the file stays as it is: whom we knew is the best guess for the next start.
+        A file that cannot be written is logged, never an error.
+        """
+        taking_part = sorted((m for m in members if m.reachable), key=lambda member: (member.since, member.peer))
+        chosen = [RememberedMember(m.peer, m.record.addresses) for m in taking_part[: self._members_max]]
+        if self._path is None or not chosen or chosen == self._written:
+            return
+        document = {"version": FORMAT_VERSION, "members": [attrs.asdict(member) for member in chosen]}
+        temporary = self._path.with_name(f".{FILE_NAME}.{os.getpid()}")
+        try:
+            try:
+                temporary.write_text(json.dumps(document, indent=1) + "\n")
+                temporary.replace(self._path)
+            finally:
+                temporary.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("%s: cannot remember members for the next start: %s", self._path, error.strerror)
+            return
+        self._written = chosen
+
+
+def _parse(data: bytes) -> list[RememberedMember]:
+    document: Any = json.loads(data)
+    if not isinstance(document, dict) or document.get("version") != FORMAT_VERSION:
+        raise ValueError(f"not a list of members in format {FORMAT_VERSION}")
+    rows = document.get("members")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError("its members are no list of tables")
+    return [_parse_member(row) for row in rows]
+
+
+def _parse_member(row: dict[str, Any]) -> RememberedMember:
+    peer, addresses = row.get("peer"), row.get("addresses")
+    if not isinstance(peer, str) or not isinstance(addresses, list) or len(addresses) > ADDRESS_COUNT_MAX:
+        raise ValueError("a member has a peer and a list of addresses")
+    if not all(isinstance(address, str) and len(address) <= ADDRESS_SIZE_BYTES_MAX for address in addresses):
+        raise ValueError("an address is a short text")
+    public_key_of(PeerId(peer))
+    return RememberedMember(PeerId(peer), tuple(addresses))
