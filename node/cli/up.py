@@ -1,0 +1,84 @@
+"""`herd up`: run a node in the foreground until a signal asks it to leave."""
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+
+import trio
+
+from node.cli.node_file import NodeFile, announced, holding_home
+from node.config import HerdConfig, LoadedConfig
+from node.facade import HerdNode
+from node.logs import logging_to
+
+log = logging.getLogger("herd")
+
+LEAVE_TIMEOUT_S = 15.0
+"""A node that cannot leave well within this time ends all the same; its peers then see a crash."""
+
+
+def run_node(loaded: LoadedConfig) -> None:
+    """Run until SIGINT or SIGTERM. HerdError (or a group holding one) when the node cannot start or go on."""
+    with holding_home(loaded.config.home), logging_to(loaded.config.log):
+        log.info("herd starts in %s", loaded.config.home)
+        trio.run(_run, loaded.config)
+        log.info("herd has left")
+
+
+async def _run(config: HerdConfig) -> None:
+    # Here, not above: the engine takes a second to import, and no other command needs it.
+    from node.app import open_node
+
+    async with trio.open_nursery() as nursery:
+        ending = _Ending()
+        await nursery.start(ending.watch, nursery.cancel_scope)
+        with ending.start:
+            async with open_node(config) as node:
+                ending.started = True
+                await _serve(config, node, ending.asked)
+        nursery.cancel_scope.cancel()
+
+
+class _Ending:
+    """How signals end the node: while it starts, at once; later the first lets it leave well, the second does not."""
+
+    def __init__(self) -> None:
+        self.start = trio.CancelScope()
+        self.started = False
+        self.asked = trio.Event()
+
+    async def watch(
+        self, everything: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Wait for signals until cancelled."""
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            task_status.started()
+            await anext(signals)
+            log.info("leaving; a second signal ends at once")
+            self.asked.set()
+            if not self.started:
+                self.start.cancel()
+            with trio.move_on_after(LEAVE_TIMEOUT_S):
+                await anext(signals)
+            everything.cancel()
+
+
+async def _serve(config: HerdConfig, node: HerdNode, stopping: trio.Event) -> None:
+    status = node.status()
+    addresses = [_with_peer(address, status.peer) for address in status.addresses]
+    with announced(config.home, NodeFile(os.getpid(), status.api, status.peer, addresses)):
+        _print_ready(addresses[0] if addresses else f"/p2p/{status.peer}")
+        await stopping.wait()
+
+
+def _with_peer(address: str, peer: str) -> str:
+    return address if "/p2p/" in address else f"{address}/p2p/{peer}"
+
+
+def _print_ready(address: str) -> None:
+    # Whoever started the node may have closed the pipe meanwhile; the node serves all the same.
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.write(f"ready {address}\n")
+        sys.stdout.flush()
