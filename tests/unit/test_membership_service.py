@@ -22,7 +22,7 @@ async def test_ten_join_through_one_that_dies_and_an_eleventh_through_another(au
     async with mesh_of(10) as mesh:
         await mesh.crash(1)
         await mesh.start(11, bootstrap=[mesh.nodes[7].multiaddr])
-        await mesh.until(mesh.complete, within_s=30)
+        assert await mesh.until(mesh.complete, within_s=30)
         assert mesh.state(of=1, seen_by=11) == "dead"
 
 
@@ -44,7 +44,7 @@ async def test_changes_are_told_to_subscribers_and_on_the_bus(autojump_clock: Mo
         with mesh.nodes[1].bus.subscribe() as events:
             await mesh.start(3, bootstrap=[mesh.nodes[1].multiaddr])
             await mesh.crash(3)
-            await mesh.until(lambda: mesh.state(of=3, seen_by=1) == "dead", within_s=30)
+            assert await mesh.until(lambda: mesh.state(of=3, seen_by=1) == "dead", within_s=30)
             published = [await anext(events) for _ in range(3)]
         third = identity(3).peer_id
         assert heard == [(third, True), (third, False)]
@@ -65,7 +65,7 @@ async def test_a_failing_subscriber_does_not_stop_the_service(
 
         mesh.nodes[1].service.subscribe_alive(fail)
         await mesh.start(2, bootstrap=[mesh.nodes[1].multiaddr])
-        await mesh.until(mesh.complete, within_s=5)
+        assert await mesh.until(mesh.complete, within_s=5)
     assert "a listener to members failed" in caplog.text
 
 
@@ -75,7 +75,7 @@ async def test_leave_reaches_everybody_within_two_seconds_and_is_no_crash(autoju
         await mesh.nodes[3].service.leave()
         assert trio.current_time() - began <= 1
         await mesh.crash(3)
-        await mesh.until(lambda: all(mesh.state(of=3, seen_by=n) == "left" for n in mesh.nodes), within_s=2)
+        assert await mesh.until(lambda: all(mesh.state(of=3, seen_by=n) == "left" for n in mesh.nodes), within_s=2)
         await trio.sleep(60)
         assert all(mesh.state(of=3, seen_by=n) == "left" for n in mesh.nodes)
 
@@ -99,7 +99,7 @@ async def test_host_without_udp_stays_a_member_through_streams(autojump_clock: M
         assert mesh.complete()
         assert sum(node.service.statistics().probes_answered_over_stream for node in mesh.nodes.values()) > 100
         await mesh.crash(2)
-        await mesh.until(lambda: mesh.complete(), within_s=60)
+        assert await mesh.until(lambda: mesh.complete(), within_s=60)
 
 
 async def test_mesh_entirely_without_udp_works(autojump_clock: MockClock) -> None:
@@ -107,9 +107,9 @@ async def test_mesh_entirely_without_udp_works(autojump_clock: MockClock) -> Non
         mesh.datagrams.loss = 1.0
         for number in range(2, 7):
             await mesh.start(number, bootstrap=[mesh.nodes[1].multiaddr])
-        await mesh.until(mesh.complete, within_s=60)
+        assert await mesh.until(mesh.complete, within_s=60)
         await mesh.crash(4)
-        await mesh.until(mesh.complete, within_s=120)
+        assert await mesh.until(mesh.complete, within_s=120)
 
 
 async def test_partition_heals_without_anybody_ordering_it(autojump_clock: MockClock) -> None:
@@ -118,11 +118,11 @@ async def test_partition_heals_without_anybody_ordering_it(autojump_clock: MockC
         for pair in pairs:
             mesh.network.cut(*pair)
             mesh.datagrams.cut(*pair)
-        await mesh.until(lambda: mesh.sees(1) == [2, 3] and mesh.sees(4) == [5, 6], within_s=90)
+        assert await mesh.until(lambda: mesh.sees(1) == [2, 3] and mesh.sees(4) == [5, 6], within_s=90)
         for pair in pairs:
             mesh.network.mend(*pair)
             mesh.datagrams.mend(*pair)
-        await mesh.until(mesh.complete, within_s=60)
+        assert await mesh.until(mesh.complete, within_s=60)
 
 
 async def test_restart_finds_the_mesh_by_memory_when_the_bootstrap_peer_is_gone(
@@ -131,12 +131,12 @@ async def test_restart_finds_the_mesh_by_memory_when_the_bootstrap_peer_is_gone(
     async with mesh_of(4) as mesh:
         bootstrap = [mesh.nodes[1].multiaddr]
         await mesh.start(5, bootstrap=bootstrap, home=tmp_path)
-        await mesh.until(mesh.complete, within_s=5)
+        assert await mesh.until(mesh.complete, within_s=5)
         await mesh.crash(5)
         await mesh.crash(1)
         await mesh.start(5, bootstrap=bootstrap, home=tmp_path)
         assert set(mesh.sees(5)) >= {2, 3, 4}
-        await mesh.until(mesh.complete, within_s=60)
+        assert await mesh.until(mesh.complete, within_s=60)
 
 
 async def test_members_json_survives_nonsense_in_it(
@@ -207,14 +207,14 @@ async def test_bootstrap_peer_that_comes_later_is_found(autojump_clock: MockCloc
         assert mesh.sees(3) == []
         await trio.sleep(300)
         mesh.network.mend(one, two)
-        await mesh.until(mesh.complete, within_s=60)
+        assert await mesh.until(mesh.complete, within_s=60)
 
 
 async def test_two_meshes_with_a_common_member_grow_together(autojump_clock: MockClock) -> None:
     async with mesh_of(2) as mesh:
         await mesh.start(3)
         await mesh.start(4, bootstrap=[mesh.nodes[1].multiaddr, mesh.nodes[3].multiaddr])
-        await mesh.until(mesh.complete, within_s=10)
+        assert await mesh.until(mesh.complete, within_s=10)
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,7 @@ async def test_new_labels_and_shrinking_disk_space_spread(autojump_clock: MockCl
             assert member is not None
             return member.record.labels.get("region"), member.record.free_disk_bytes
 
-        await mesh.until(lambda: all(told(number)[0] == "south" for number in mesh.nodes), within_s=5)
+        assert await mesh.until(lambda: all(told(number)[0] == "south" for number in mesh.nodes), within_s=5)
         mesh.free_disk_bytes = int(0.995 * 10**12)
         await trio.sleep(130)
         assert told(4) == ("south", 10**12)
@@ -306,13 +306,13 @@ async def test_found_peers_are_met_once_and_junk_is_ignored(autojump_clock: Mock
         other.service.meet("junk")
         other.service.meet(other.multiaddr)
         other.service.meet(mesh.nodes[1].multiaddr)
-        await mesh.until(mesh.complete, within_s=10)
+        assert await mesh.until(mesh.complete, within_s=10)
 
 
 async def test_restart_with_the_same_identity_is_alive_again_at_once(autojump_clock: MockClock) -> None:
     async with mesh_of(5) as mesh:
         await mesh.crash(3)
         await mesh.start(3, bootstrap=[mesh.nodes[2].multiaddr])
-        await mesh.until(mesh.complete, within_s=5)
+        assert await mesh.until(mesh.complete, within_s=5)
         await trio.sleep(60)
         assert mesh.complete()
