@@ -41,7 +41,7 @@ def make_credentials(identity: Identity, door: Door) -> Credentials:
 async def upgrade_dialed(raw: TcpConnection, credentials: Credentials, peer: PeerId) -> SecuredConnection:
     """Authenticate a dialed peer and be admitted. Errors as `upgrade_accepted`."""
     await multistream.propose(raw, NOISE_PROTOCOL_ID)
-    channel = await _handshake(raw, credentials, peer)
+    channel = await authenticate(raw, credentials, peer)
     await admit_as_dialer(channel, credentials.door, credentials.peer)
     await multistream.propose(channel, yamux.PROTOCOL_ID)
     return channel
@@ -54,13 +54,17 @@ async def upgrade_accepted(raw: TcpConnection, credentials: Credentials) -> Secu
     who it should be, TransportError when the connection breaks.
     """
     await multistream.answer(raw, lambda protocol: protocol == NOISE_PROTOCOL_ID)
-    channel = await _handshake(raw, credentials, None)
+    channel = await authenticate(raw, credentials, None)
     await admit_as_listener(channel, credentials.door, credentials.peer)
     await multistream.answer(channel, lambda protocol: protocol == yamux.PROTOCOL_ID)
     return channel
 
 
-async def _handshake(raw: TcpConnection, credentials: Credentials, expected: PeerId | None) -> SecuredConnection:
+async def authenticate(raw: TcpConnection, credentials: Credentials, expected: PeerId | None) -> SecuredConnection:
+    """The Noise XX handshake (libp2p's noise specification): as the dialer of `expected`, or without it as listener.
+
+    RemoteProtocolError when the peer breaks it or is somebody else.
+    """
     local = ID.from_pubkey(credentials.key_pair.public_key)
     pattern = PatternXX(local, credentials.key_pair.private_key, credentials.noise_key)
     try:

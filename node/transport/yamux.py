@@ -173,6 +173,11 @@ class YamuxConnection:
         self.used_at_s = trio.current_time()
         return stream
 
+    def ping(self) -> None:
+        """Ask for a sign of life; `rtt_s` tells how long the last answer took."""
+        self._ping_sent_s = trio.current_time()
+        self._queue_control(_PING, _SYN, 0, int(self._ping_sent_s) & 0xFFFFFFFF)
+
     async def run(self) -> None:
         """Read, write and keep alive until the connection ends; every stream of it is broken afterwards."""
         try:
@@ -356,8 +361,7 @@ class YamuxConnection:
             await trio.sleep(self.limits.keepalive_interval_s)
             if self.received_bytes != seen_bytes:
                 continue
-            self._ping_sent_s = trio.current_time()
-            self._queue_control(_PING, _SYN, 0, int(self._ping_sent_s) & 0xFFFFFFFF)
+            self.ping()
             await trio.sleep(self.limits.keepalive_timeout_s)
             if self.received_bytes == seen_bytes:
                 silence_s = self.limits.keepalive_interval_s + self.limits.keepalive_timeout_s
