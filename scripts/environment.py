@@ -30,6 +30,13 @@ LOG_TAIL_LINES = 15
 COMPILE_PROBE = "#include <Python.h>\n#include <gmp.h>\nvoid probe(mpz_t n) { mpz_init(n); }\n"
 """What fastecdsa, which libp2p needs and which comes as source only, asks of a machine."""
 
+DROP_OLD_STUBS = """
+import pathlib, shutil, sysconfig
+stubs = pathlib.Path(sysconfig.get_path("purelib")) / "trio-stubs"
+if stubs.exists(): shutil.rmtree(stubs)
+"""
+"""libp2p brings trio-typing, whose stubs of a Trio of years ago would hide Trio's own types from mypy."""
+
 
 class SetupError(Exception):
     """The environment cannot be made; the message is one line with the remedy."""
@@ -230,6 +237,8 @@ def install(root: Path, group: str) -> None:
             command: list[str | Path] = [python, "-I", "-m", "pip", "install", "--editable", root]
             if log.run([*command, "--group", f"{root / 'pyproject.toml'}:{group}"]) != 0:
                 raise SetupError("pip failed: check the network and pip's settings, then run this again")
+            if log.run([python, "-I", "-c", DROP_OLD_STUBS]) != 0:
+                raise SetupError("the environment cannot be changed: remove .venv, then run this again")
         except SetupError as error:
             file.flush()
             log.show_tail()

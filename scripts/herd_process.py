@@ -97,9 +97,11 @@ async def end(process: trio.Process, first_signal: signal.Signals = signal.SIGTE
         if process.poll() is None:
             process.send_signal(first_signal)
         with trio.move_on_after(STOP_TIMEOUT_S):
-            return await process.wait()
-        process.kill()
-        return await process.wait()
+            await process.wait()
+        if process.poll() is None:
+            process.kill()
+        exit_code = await process.wait()
+    return exit_code
 
 
 class Lines:
