@@ -29,19 +29,57 @@ class _Whole:
     bits: Bits
 
 
-class MemoryPartial:
-    """A blob being received; every receiver of the digest shares one."""
+class _Partial:
+    """A blob being received, and how many receive it now."""
 
-    def __init__(self, blobs: "MemoryBlobs", recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
+        self.receivers = 0
+        self.data = bytearray(recipe.size_bytes)
+        self.bits = Bits(len(recipe))
+        self.durable = Bits(len(recipe))
+
+    def chunk(self, index: int) -> bytes:
+        offset = self.recipe.offset_bytes(index)
+        return bytes(self.data[offset : offset + self.recipe.sizes_bytes[index]])
+
+    def put(self, index: int, data: bytes) -> None:
+        offset = self.recipe.offset_bytes(index)
+        self.data[offset : offset + len(data)] = data
+        self.bits.add(index)
+
+    def held_bytes(self) -> int:
+        return sum(self.recipe.sizes_bytes[index] for index in self.bits)
+
+    def recut(self, recipe: Recipe) -> "_Partial":
+        """What is here under another recipe of the same blob: the chunks whose every byte is held and right."""
+        held = bytearray(self.recipe.size_bytes)
+        for index in self.bits:
+            offset, size = self.recipe.offset_bytes(index), self.recipe.sizes_bytes[index]
+            held[offset : offset + size] = b"\1" * size
+        other = _Partial(recipe)
+        for index in range(len(recipe)):
+            offset, size = recipe.offset_bytes(index), recipe.sizes_bytes[index]
+            chunk = bytes(self.data[offset : offset + size])
+            if all(held[offset : offset + size]) and blake3(chunk).digest() == recipe.chunk_hash(index):
+                other.put(index, chunk)
+        other.durable = other.bits.copy()
+        return other
+
+
+class MemoryReception:
+    """One receiver's hold on a blob that comes in: `node.ports.PartialBlob`."""
+
+    def __init__(self, blobs: "MemoryBlobs", partial: _Partial) -> None:
+        self.recipe = partial.recipe
         self._blobs = blobs
-        self._data = bytearray(recipe.size_bytes)
-        self._bits = Bits(len(recipe))
-        self._durable = Bits(len(recipe))
+        self._partial = partial
+        self._closed = False
+        partial.receivers += 1
 
     def held(self) -> Bits:
-        """The live set of chunks written so far."""
-        return self._bits
+        """The live set of chunks written so far, by whomever."""
+        return self._partial.bits
 
     async def write(self, index: int, data: bytes) -> None:
         """Store one chunk. RemoteProtocolError for wrong bytes, StoreError when the disk is full."""
@@ -50,42 +88,24 @@ class MemoryPartial:
         await self._blobs.wait(self._blobs.write_delay_s)
         if len(data) != self.recipe.sizes_bytes[index] or blake3(data).digest() != self.recipe.chunk_hash(index):
             raise RemoteProtocolError(f"chunk {index} of {self.recipe.digest} does not match its BLAKE3")
-        if index in self._bits:
-            return
-        self._blobs.take_space(len(data))
-        offset = self.recipe.offset_bytes(index)
-        self._data[offset : offset + len(data)] = data
-        self._bits.add(index)
+        if index not in self._partial.bits:
+            self._blobs.take_space(len(data))
+            self._partial.put(index, data)
 
     async def finish(self) -> None:
         """Check the whole blob and make it servable; RemoteProtocolError when the recipe was a lie."""
         await self._blobs.wait(self._blobs.write_delay_s)
-        if not self._bits.complete():
-            raise StoreError(f"{self.recipe.digest} still lacks {sum(1 for _ in self._bits.missing())} chunks")
-        if "sha256:" + hashlib.sha256(self._data).hexdigest() != self.recipe.digest:
-            self._blobs.discard(self)
-            raise RemoteProtocolError(f"the chunks of {self.recipe.digest} do not make that blob")
-        self._blobs.promote(self)
+        if not self._partial.bits.complete():
+            raise StoreError(f"{self.recipe.digest} still lacks {sum(1 for _ in self._partial.bits.missing())} chunks")
+        self._blobs.conclude(self._partial)
 
     async def close(self) -> None:
-        """Make what is held durable."""
+        """Make what is held durable and let go; idempotent."""
         await self._blobs.wait(0)
-        self._durable = self._bits.copy()
-
-    def chunk(self, index: int) -> bytes:
-        """The bytes of a held chunk."""
-        offset = self.recipe.offset_bytes(index)
-        return bytes(self._data[offset : offset + self.recipe.sizes_bytes[index]])
-
-    def after_crash(self, blobs: "MemoryBlobs") -> "MemoryPartial":
-        """What stands on the disk when the process died now."""
-        left = MemoryPartial(blobs, self.recipe)
-        for index in self._durable:
-            offset = self.recipe.offset_bytes(index)
-            left._data[offset : offset + self.recipe.sizes_bytes[index]] = self.chunk(index)
-            left._bits.add(index)
-        left._durable = left._bits.copy()
-        return left
+        if not self._closed:
+            self._closed = True
+            self._partial.receivers -= 1
+        self._partial.durable = self._partial.bits.copy()
 
 
 class MemoryBlobs:
@@ -106,7 +126,7 @@ class MemoryBlobs:
         self.on_read: Callable[[Digest, int], None] | None = None
         self._free_bytes = capacity_bytes
         self._whole: dict[Digest, _Whole] = {}
-        self._partial: dict[Digest, MemoryPartial] = {}
+        self._partial: dict[Digest, _Partial] = {}
 
     async def recipe(self, digest: Digest) -> Recipe:
         """The recipe of a whole or partial blob; BlobMissing when there is none."""
@@ -120,7 +140,7 @@ class MemoryBlobs:
         """The live set of chunks that can be served."""
         if digest in self._whole:
             return self._whole[digest].bits
-        return self._partial[digest].held() if digest in self._partial else None
+        return self._partial[digest].bits if digest in self._partial else None
 
     async def read(self, digest: Digest, index: int) -> bytes:
         """One chunk as it stands here; BlobMissing when it does not."""
@@ -137,17 +157,28 @@ class MemoryBlobs:
         offset = recipe.offset_bytes(index)
         return bytes(self._whole[digest].data[offset : offset + recipe.sizes_bytes[index]])
 
-    async def receive(self, recipe: Recipe) -> MemoryPartial:
-        """Begin or resume; another recipe than the partial's begins anew. StoreError when the disk has no room."""
+    async def receive(self, recipe: Recipe) -> MemoryReception:
+        """Begin, resume or join. StoreError when the disk has no room.
+
+        The recipe that counts is that of what is given back: a whole blob keeps its own, and who joins other
+        receivers works under theirs. With no receiver, what is here is cut anew.
+        """
         await self.wait(0)
+        whole = self._whole.get(recipe.digest)
+        if whole is not None:
+            complete = _Partial(whole.recipe)
+            complete.data, complete.bits = whole.data, whole.bits
+            return MemoryReception(self, complete)
         partial = self._partial.get(recipe.digest)
-        if partial is not None and partial.recipe != recipe:
-            self.discard(partial)
-            partial = None
+        if partial is not None and not partial.receivers and partial.recipe != recipe:
+            recut = partial.recut(recipe)
+            self._discard(partial)
+            self.take_space(recut.held_bytes())
+            partial = self._partial[recipe.digest] = recut
         if partial is None:
             self._check_room(recipe.size_bytes, recipe.digest)
-            partial = self._partial[recipe.digest] = MemoryPartial(self, recipe)
-        return partial
+            partial = self._partial[recipe.digest] = _Partial(recipe)
+        return MemoryReception(self, partial)
 
     def add(self, data: bytes, *, recipe: Recipe | None = None) -> Digest:
         """Put a verified blob here. Another recipe than the true one makes this store a liar."""
@@ -175,7 +206,11 @@ class MemoryBlobs:
         after = MemoryBlobs(chunk_size_bytes=self.chunk_size_bytes)
         after._free_bytes = self._free_bytes
         after._whole = dict(self._whole)
-        after._partial = {digest: partial.after_crash(after) for digest, partial in self._partial.items()}
+        for digest, partial in self._partial.items():
+            left = after._partial[digest] = _Partial(partial.recipe)
+            for index in partial.durable:
+                left.put(index, partial.chunk(index))
+            left.durable = left.bits.copy()
         return after
 
     async def wait(self, delay_s: float) -> None:
@@ -188,19 +223,22 @@ class MemoryBlobs:
             self._check_room(size_bytes, None)
             self._free_bytes -= size_bytes
 
-    def discard(self, partial: MemoryPartial) -> None:
-        """Forget a partial and give its room back."""
+    def conclude(self, partial: _Partial) -> None:
+        """A complete partial becomes a whole blob, or is thrown away with RemoteProtocolError."""
+        recipe = partial.recipe
+        if recipe.digest in self._whole:
+            return
+        if "sha256:" + hashlib.sha256(partial.data).hexdigest() != recipe.digest:
+            self._discard(partial)
+            raise RemoteProtocolError(f"the chunks of {recipe.digest} make another blob")
+        self._partial.pop(recipe.digest, None)
+        self._whole[recipe.digest] = _Whole(recipe, partial.data, partial.bits)
+
+    def _discard(self, partial: _Partial) -> None:
         if self._partial.get(partial.recipe.digest) is partial:
             del self._partial[partial.recipe.digest]
             if self._free_bytes is not None:
-                self._free_bytes += sum(partial.recipe.sizes_bytes[index] for index in partial.held())
-
-    def promote(self, partial: MemoryPartial) -> None:
-        """A checked partial becomes a whole blob."""
-        recipe = partial.recipe
-        if self._partial.pop(recipe.digest, None) is not None:
-            data = bytearray(b"".join(partial.chunk(index) for index in range(len(recipe))))
-            self._whole[recipe.digest] = _Whole(recipe, data, partial.held())
+                self._free_bytes += partial.held_bytes()
 
     def _check_room(self, size_bytes: int, digest: Digest | None) -> None:
         if self._free_bytes is not None and size_bytes > self._free_bytes:

@@ -117,6 +117,10 @@ class ExchangeConfig:
         maximum=60.0,
         help="How long to hear further holders before choosing the recipe that most of them have.",
     )
-    recipe_timeout_s: float = option(
-        10.0, unit="seconds", minimum=0.1, maximum=600.0, help="How long a holder may take for each page of a recipe."
+    answer_timeout_s: float = option(
+        10.0,
+        unit="seconds",
+        minimum=0.1,
+        maximum=600.0,
+        help="A holder that owes an answer, other than a chunk, for this long loses its session.",
     )

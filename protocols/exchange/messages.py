@@ -124,9 +124,13 @@ class Missing:
 
 @attrs.frozen
 class GetRecipe:
-    """Asker: one page of an open blob's recipe in its canonical form, from this offset."""
+    """Asker: one page of an open blob's recipe in its canonical form, from this offset.
+
+    Not answered when the giver has this recipe no longer: the Bitfield or Missing that says so is on its way.
+    """
 
     digest: Digest = attrs.field(validator=_digest)
+    recipe_id: bytes = attrs.field(validator=_length(32, 32))
     offset_bytes: int = attrs.field(validator=_between(0, RECIPE_SIZE_BYTES_MAX))
 
 
@@ -154,9 +158,10 @@ class Have:
 
 @attrs.frozen
 class Want:
-    """Asker: send these chunks of an open blob."""
+    """Asker: send these chunks of an open blob, as this recipe cuts it. DontHave when that is the giver's no longer."""
 
     digest: Digest = attrs.field(validator=_digest)
+    recipe_id: bytes = attrs.field(validator=_length(32, 32))
     ranges: tuple[Range, ...] = attrs.field(validator=_ranges)
 
 

@@ -1,0 +1,303 @@
+"""The giving half of the exchange: one session an asker, chunks in fair turns within bounded memory."""
+
+import logging
+from collections import deque
+from weakref import WeakValueDictionary
+
+import attrs
+import trio
+
+from node.driver import Driver
+from node.events import EventBus, StoreChanged
+from node.ports import BlobMissing, Blobs, CarriedChunk, ChunkLink, StoreError, Stream, TransportError
+from protocols.effects import Effect, Received, Send
+from protocols.errors import RemoteProtocolError
+from protocols.exchange.config import ExchangeConfig
+from protocols.exchange.giving import (
+    BlobChanged,
+    BlobFound,
+    BlobGrew,
+    BlobNotFound,
+    BlobReleased,
+    GivingSession,
+    Greeted,
+    LookUp,
+    WantedChunk,
+    WantsQueued,
+)
+from protocols.exchange.messages import CODEC, MESSAGE_SIZE_BYTES_MAX
+from protocols.exchange.turns import ServeTurns
+from protocols.ids import Digest, PeerId, RecipeId
+
+log = logging.getLogger("herd.exchange")
+
+OUTBOX_PAUSE_BYTES = 4 * 1024 * 1024
+"""An asker that does not read its answers is not read either."""
+OUTBOX_SIZE_BYTES_MAX = 64 * 1024 * 1024
+"""News of the store is queued even then; an asker this far behind loses its session."""
+
+
+@attrs.define(eq=False)
+class _Shelved:
+    """A recipe as sessions need it, made once for all of them and gone with the last."""
+
+    recipe_id: RecipeId
+    data: bytes
+    sizes_bytes: tuple[int, ...]
+
+
+class _Asker:
+    """One session: its streams, its queues, and what it has open."""
+
+    def __init__(self, stream: Stream, config: ExchangeConfig) -> None:
+        self.peer = stream.peer
+        self.stream = stream
+        self.core = GivingSession(stream.peer, config)
+        self.scope = trio.CancelScope()
+        self.ended = trio.Event()
+        self.leaving = False
+        self.failure: RemoteProtocolError | None = None
+        self.ticket: bytes | None = None
+        self.link: ChunkLink | None = None
+        self.sending = trio.Lock()
+        self.outbox: deque[bytes] = deque()
+        self.outbox_bytes = 0
+        self.outbox_changed = trio.Event()
+        self.lookups: dict[Digest, None] = {}
+        self.lookups_changed = trio.Event()
+        self.shelved: dict[Digest, _Shelved] = {}
+        self.nursery: trio.Nursery
+        self.driver: Driver
+
+    def post(self, frame: bytes) -> None:
+        self.outbox.append(frame)
+        self.outbox_bytes += len(frame)
+        self.outbox_changed.set()
+        if self.outbox_bytes > OUTBOX_SIZE_BYTES_MAX:
+            log.warning("%s does not read its answers; its session ends", self.peer)
+            self.scope.cancel()
+
+    def look_up(self, digest: Digest) -> None:
+        self.lookups[digest] = None
+        self.lookups_changed.set()
+
+
+@attrs.define
+class GivingCounters:
+    """What was given so far."""
+
+    served_bytes: int = 0
+    served_chunks: int = 0
+    sessions: int = 0
+
+
+class GivingSide:
+    """Serves every asker. `serve_control` and `serve_link` are the handlers of inbound streams and links."""
+
+    def __init__(self, blobs: Blobs, bus: EventBus, config: ExchangeConfig) -> None:
+        self._blobs = blobs
+        self._bus = bus
+        self._config = config
+        self._askers: dict[PeerId, _Asker] = {}
+        self._turns: ServeTurns[_Asker] = ServeTurns(config.serve_buffer_bytes)
+        self._shelf: WeakValueDictionary[Digest, _Shelved] = WeakValueDictionary()
+        self._changes = 0
+        self.counters = GivingCounters()
+
+    @property
+    def askers(self) -> int:
+        """How many sessions stand now."""
+        return len(self._askers)
+
+    @property
+    def buffered_bytes(self) -> int:
+        """How many bytes of chunks are in memory on their way out."""
+        return self._turns.buffered_bytes
+
+    def grew(self, digest: Digest, index: int) -> None:
+        """A chunk can be served from now on."""
+        for asker in list(self._askers.values()):
+            asker.driver.feed(BlobGrew(digest, index))
+
+    def changed(self, digest: Digest) -> None:
+        """A blob came, went, or is received anew."""
+        self._changes += 1
+        self._shelf.pop(digest, None)
+        for asker in list(self._askers.values()):
+            asker.shelved.pop(digest, None)
+            asker.driver.feed(BlobChanged(digest))
+
+    async def serve_control(self, stream: Stream) -> None:
+        """One session, until the asker leaves. Raises the RemoteProtocolError that it committed."""
+        asker = _Asker(stream, self._config)
+        asker.driver = Driver(asker.core, lambda effect: self._perform(asker, effect))
+        before = self._askers.pop(asker.peer, None)
+        if before is not None:
+            # An asker has one session; it opens a second one only when it has given up the first.
+            before.scope.cancel()
+        self._askers[asker.peer] = asker
+        self.counters.sessions += 1
+        try:
+            with asker.scope:
+                async with trio.open_nursery() as nursery:
+                    asker.nursery = nursery
+                    nursery.start_soon(asker.driver.run)
+                    nursery.start_soon(self._answer, asker)
+                    nursery.start_soon(self._look_up_all, asker)
+                    nursery.start_soon(self._listen, asker)
+        finally:
+            if self._askers.get(asker.peer) is asker:
+                del self._askers[asker.peer]
+            asker.ended.set()
+        if asker.failure is not None:
+            raise asker.failure
+
+    async def serve_link(self, link: ChunkLink) -> None:
+        """Keep the link of a session until the session ends."""
+        asker = self._askers.get(link.peer)
+        if asker is None or asker.leaving or asker.ticket != link.ticket or asker.link is not None:
+            log.info("%s attached a chunk link to no session of its own", link.peer)
+            return
+        asker.link = link
+        self._turns.add(asker)
+        self._pump()
+        await asker.ended.wait()
+
+    async def _listen(self, asker: _Asker) -> None:
+        try:
+            while True:
+                while asker.outbox_bytes > OUTBOX_PAUSE_BYTES:
+                    asker.outbox_changed = trio.Event()
+                    await asker.outbox_changed.wait()
+                idle = asker.core.opened() == 0
+                patience_s = 2 * self._config.idle_timeout_s if idle else float("inf")
+                with trio.move_on_after(patience_s) as waiting:
+                    frame = await asker.stream.receive(MESSAGE_SIZE_BYTES_MAX)
+                if waiting.cancelled_caught or frame is None:
+                    break
+                asker.driver.feed(Received(asker.peer, CODEC.decode(frame)))
+        except RemoteProtocolError as error:
+            asker.failure = error
+        except TransportError as error:
+            log.debug("the session of %s ended: %s", asker.peer, error)
+        finally:
+            # Before the nursery closes, so that no turn starts a task in a closed one.
+            asker.leaving = True
+            self._turns.remove(asker)
+            asker.scope.cancel()
+
+    async def _answer(self, asker: _Asker) -> None:
+        while True:
+            while not asker.outbox:
+                asker.outbox_changed = trio.Event()
+                await asker.outbox_changed.wait()
+            frame = asker.outbox.popleft()
+            try:
+                with trio.fail_after(self._config.serve_timeout_s):
+                    await asker.stream.send(frame)
+            except (TransportError, trio.TooSlowError) as error:
+                log.debug("%s takes no answers: %s", asker.peer, error)
+                asker.scope.cancel()
+                return
+            asker.outbox_bytes -= len(frame)
+            asker.outbox_changed.set()
+
+    def _perform(self, asker: _Asker, effect: Effect) -> None:
+        match effect:
+            case Send(_, message):
+                asker.post(CODEC.encode(message))
+            case LookUp(digest):
+                asker.look_up(digest)
+            case WantsQueued():
+                self._pump()
+            case BlobReleased(digest):
+                asker.shelved.pop(digest, None)
+                asker.lookups.pop(digest, None)
+            case Greeted(ticket):
+                asker.ticket = ticket
+
+    async def _look_up_all(self, asker: _Asker) -> None:
+        while True:
+            while not asker.lookups:
+                asker.lookups_changed = trio.Event()
+                await asker.lookups_changed.wait()
+            digest = next(iter(asker.lookups))
+            del asker.lookups[digest]
+            shelved = await self._shelve(digest)
+            bits = self._blobs.held(digest)
+            if shelved is None or bits is None or bits.count != len(shelved.sizes_bytes):
+                asker.driver.feed(BlobNotFound(digest))
+            else:
+                # No await since `held`: what grows from here on is announced as news.
+                asker.shelved[digest] = shelved
+                found = BlobFound(digest, bits.copy(), shelved.recipe_id, shelved.data, shelved.sizes_bytes)
+                asker.driver.feed(found)
+
+    async def _shelve(self, digest: Digest) -> _Shelved | None:
+        shelved = self._shelf.get(digest)
+        if shelved is not None:
+            return shelved
+        changes = self._changes
+        try:
+            recipe = await self._blobs.recipe(digest)
+        except BlobMissing:
+            return None
+        except StoreError as error:
+            log.warning("the recipe of %s cannot be served: %s", digest, error)
+            return None
+        shelved = _Shelved(recipe.id(), recipe.to_bytes(), recipe.sizes_bytes)
+        if changes != self._changes:
+            return shelved  # It may be old by now; if so, the change has queued another look.
+        return self._shelf.setdefault(digest, shelved)
+
+    def _pump(self) -> None:
+        while (asker := self._turns.next(_size_of_next_bytes)) is not None:
+            want = asker.core.peek()
+            assert want is not None, "an asker's turn comes only when it wants something"
+            asker.core.take(want)
+            self._turns.start(asker, want.size_bytes)
+            asker.nursery.start_soon(self._give, asker, want)
+
+    async def _give(self, asker: _Asker, want: WantedChunk) -> None:
+        try:
+            data = await self._read(asker, want)
+            if data is not None:
+                async with asker.sending:
+                    await self._send(asker, want, data)
+        finally:
+            self._turns.end(asker, want.size_bytes)
+            self._pump()
+
+    async def _read(self, asker: _Asker, want: WantedChunk) -> bytes | None:
+        try:
+            data = await self._blobs.read(want.digest, want.index)
+        except (BlobMissing, StoreError) as error:
+            if isinstance(error, StoreError):
+                log.warning("chunk %d of %s cannot be served: %s", want.index, want.digest, error)
+                self._bus.publish(StoreChanged(want.digest, "damaged", str(error)))
+        else:
+            if len(data) == want.size_bytes:
+                return data
+            log.warning("chunk %d of %s has %d bytes on disk", want.index, want.digest, len(data))
+        for effect in asker.core.unreadable(want):
+            self._perform(asker, effect)
+        return None
+
+    async def _send(self, asker: _Asker, want: WantedChunk, data: bytes) -> None:
+        if asker.link is None or not asker.core.begin_sending(want):
+            return
+        try:
+            with trio.fail_after(self._config.serve_timeout_s):
+                await asker.link.send(CarriedChunk(want.digest, want.index, data))
+        except (TransportError, trio.TooSlowError) as error:
+            log.info("%s takes no chunks: %s", asker.peer, error or "too slow")
+            asker.scope.cancel()
+        else:
+            asker.core.sent(want)
+            self.counters.served_bytes += len(data)
+            self.counters.served_chunks += 1
+
+
+def _size_of_next_bytes(asker: _Asker) -> int | None:
+    want = asker.core.peek()
+    return None if want is None else want.size_bytes

@@ -1,0 +1,383 @@
+"""One blob on its way in: from whoever holds it, chunk by chunk, checked, until the whole is verified."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from random import Random
+
+import attrs
+import trio
+
+from node.blame import BlameLedger
+from node.errors import HerdError, TransferFailed, VerificationFailed
+from node.ports import Blobs
+from node.services.exchange_asking import AskingSide
+from node.services.exchange_attempt import Attempt
+from node.services.exchange_giving import GivingSide
+from node.services.exchange_recipes import ChosenRecipe, Recipes
+from node.services.exchange_sources import Holders, Sources
+from protocols.errors import RemoteProtocolError
+from protocols.exchange.asking import BlobHeld
+from protocols.exchange.config import ExchangeConfig
+from protocols.exchange.picker import PeerGained, PeerLost, PeerReady, RoomFreed, WantsEnded
+from protocols.ids import Digest, PeerId, RecipeId
+
+log = logging.getLogger("herd.exchange")
+
+CLOSE_TIMEOUT_S = 60.0
+"""How long making durable what is held may take when a transfer is cancelled."""
+SWITCH_AFTER_S = 5.0
+"""How long a transfer waits for holders of its own recipe when there are holders of another."""
+
+
+@attrs.frozen
+class FetchProgress:
+    """How far a blob is. Bytes count when checked and stored; `resumed_bytes` of them were here before."""
+
+    held_bytes: int
+    size_bytes: int
+    sources: dict[PeerId, int]
+    resumed_bytes: int
+
+
+@attrs.frozen
+class FetchReport:
+    """A verified blob: `fetched_bytes` is the sum of `sources`, and with `resumed_bytes` the size of the blob.
+
+    Beside them travelled `duplicate_bytes` (good or unneeded copies of what was stored from another) and
+    `refused_bytes` (wrong chunks, `refused_chunks` of them, and all that came under a recipe that was a lie).
+    """
+
+    fetched_bytes: int
+    resumed_bytes: int
+    sources: dict[PeerId, int]
+    refused_chunks: int
+    duplicate_bytes: int
+    seconds: float
+    refused_bytes: int = 0
+
+
+@attrs.define
+class TransferCounters:
+    """What became of the bytes that came in, over all transfers."""
+
+    stored_bytes: int = 0
+    duplicate_bytes: int = 0
+    refused_bytes: int = 0
+    refused_chunks: int = 0
+
+
+@attrs.frozen
+class Rooms:
+    """What a transfer works with."""
+
+    asking: AskingSide
+    giving: GivingSide
+    blobs: Blobs
+    blame: BlameLedger
+    config: ExchangeConfig
+    me: PeerId
+    rng: Random
+    counters: TransferCounters = attrs.field(factory=TransferCounters)
+
+
+class Transfer:
+    """Shared by all who fetch this digest; implements `BlobListener`. `run` is started once."""
+
+    def __init__(self, digest: Digest, size_bytes: int, recipe_id: RecipeId | None, rooms: Rooms) -> None:
+        self.digest = digest
+        self.size_bytes = size_bytes
+        self.ended = trio.Event()
+        self.progressed = trio.Event()
+        self.progress = FetchProgress(0, size_bytes, {}, 0)
+        self.scope = trio.CancelScope()
+        self.report: FetchReport | None = None
+        self.failure: BaseException | None = None
+        self.waiters = 0
+        self.leaving = False
+        self._rooms = rooms
+        self._config = rooms.config
+        self._sources = Sources(rooms.me, rooms.blame, rooms.config, rooms.rng)
+        self._recipes = Recipes(digest, size_bytes, recipe_id, self._sources, rooms.asking, rooms.blame, rooms.config)
+        self._sources_changed = trio.Event()
+        self._attempt: Attempt | None = None
+        self._attempt_scope = trio.CancelScope()
+        self._disk_works = False
+        self._started_s = trio.current_time()
+        self._progress_at_s = self._started_s
+        self._usable_at_s = self._started_s
+        self._matched_at_s = self._started_s
+        self._duplicate_bytes = 0
+        self._refused_bytes = 0
+        self._refused_chunks = 0
+
+    def join(self, key: object, holders: Holders) -> None:
+        """One more waits for this blob, and knows these holders."""
+        self.waiters += 1
+        self._sources.add(key, holders)
+        self._sources_changed.set()
+
+    def part(self, key: object) -> None:
+        """One waits no longer; with the last the transfer ends, and keeps what it has for a later one."""
+        self.waiters -= 1
+        self._sources.remove(key)
+        if not self.waiters:
+            self.leaving = True
+            self.scope.cancel()
+
+    async def run(self) -> None:
+        """Fetch, until verified, failed or cancelled; the outcome is in `report` or `failure`."""
+        try:
+            with self.scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._watch)
+                    self.report = await self._receive()
+                    self.leaving = True
+                    nursery.cancel_scope.cancel()
+        except Exception as error:  # Not swallowed: every `fetch` that waits raises it again.
+            self._fail(_only(error))
+        finally:
+            self.leaving = True
+            self._detach_all()
+            self._rooms.asking.leave(self)
+            self.ended.set()
+            self.progressed.set()
+
+    # What givers say
+
+    def blob_held(self, peer: PeerId, news: BlobHeld) -> None:
+        """A giver holds these chunks, as this recipe cuts them."""
+        count = news.bits.count
+        note = f"holds {len(news.bits)} of {count} chunks" if count else "holds it"
+        if not self._recipes.offered(peer, news):
+            note = "holds it under another recipe than the one asked for"
+        self._sources.answered(peer, note, empty=len(news.bits) == 0 and count > 0)
+        attempt = self._attempt
+        if attempt is not None:
+            if news.recipe_id == attempt.chosen.id:
+                attempt.feed(PeerReady(peer, news.bits))
+            elif attempt.asks(peer):
+                # It cuts the blob otherwise now. What is on its way ends before it is asked anything new.
+                self._sources.lost(peer, "it receives the blob anew", trio.current_time())
+                self._detach(peer)
+
+    def blob_absent(self, peer: PeerId) -> None:
+        """A giver has nothing of the blob."""
+        self._sources.answered(peer, "has nothing of it", empty=True)
+        self._recipes.withdrawn(peer)
+        self._feed_lost(peer)
+
+    def blob_gained(self, peer: PeerId, indices: tuple[int, ...]) -> None:
+        """A giver holds these chunks too."""
+        self._recipes.gained(peer, indices)
+        if self._attempt is not None:
+            self._attempt.feed(PeerGained(peer, indices))
+
+    def recipe_came(self, peer: PeerId, data: bytes | None) -> None:
+        """A page of the recipe, or the whole."""
+        self._progress_at_s = trio.current_time()
+        self._recipes.came(peer, data)
+
+    def wants_over(self, peer: PeerId, indices: tuple[int, ...], gone: bool) -> None:
+        """Wants ended without a chunk."""
+        if self._attempt is not None:
+            self._attempt.feed(WantsEnded(peer, indices, gone))
+
+    def chunk_came(self, peer: PeerId, index: int, data: bytes) -> None:
+        """A chunk, unchecked."""
+        if self._attempt is not None:
+            self._attempt.arrived(peer, index, data)
+        else:
+            self.chunk_unneeded(len(data))
+            self._rooms.asking.stored(peer, len(data))
+
+    def giver_lost(self, peer: PeerId, reason: str) -> None:
+        """A session ended."""
+        self._sources.lost(peer, reason, trio.current_time())
+        self._recipes.withdrawn(peer)
+        self._feed_lost(peer)
+        self._sources_changed.set()
+
+    def room_freed(self, peer: PeerId | None) -> None:
+        """More may be asked."""
+        if self._attempt is not None:
+            self._attempt.feed(RoomFreed(peer))
+
+    # Sources
+
+    async def _watch(self) -> None:
+        while True:
+            self._sources_changed = trio.Event()
+            now = trio.current_time()
+            gone, ready = self._sources.refresh(now)
+            for peer in gone:
+                self._detach(peer)
+            for peer in ready:
+                self._rooms.asking.attach(peer, self)
+            self._judge(now)
+            with trio.move_on_after(self._config.sources_interval_s):
+                await self._sources_changed.wait()
+
+    def _judge(self, now: float) -> None:
+        """Whether there is any sense in going on."""
+        attempt = self._attempt
+        if self._disk_works or (attempt is not None and attempt.writes()):
+            # The disk is at work, not the network.
+            self._progress_at_s = self._usable_at_s = self._matched_at_s = now
+            return
+        if self._sources.usable():
+            self._usable_at_s = now
+        if self._recipes.hopeless():
+            self._give_up(VerificationFailed, "its recipe does not make it")
+        elif self._sources.all_wrong() and not self._sources.usable():
+            self._give_up(VerificationFailed, "every holder sent wrong bytes")
+        elif now - self._usable_at_s >= self._config.sources_grace_s:
+            self._give_up(TransferFailed, "no holder is left")
+        elif now - self._progress_at_s >= self._config.stall_timeout_s:
+            self._give_up(TransferFailed, f"nothing came for {self._config.stall_timeout_s:g} s")
+        elif attempt is not None:
+            self._judge_recipe(attempt, now)
+
+    def _judge_recipe(self, attempt: Attempt, now: float) -> None:
+        offers = self._recipes.offers()
+        if not offers or any(offer.recipe_id == attempt.chosen.id for offer in offers.values()):
+            self._matched_at_s = now
+        elif now - self._matched_at_s >= SWITCH_AFTER_S:
+            log.info("%s goes on under another recipe: nobody is left who cuts it as begun", self.digest)
+            self._attempt_scope.cancel()
+
+    def _give_up(self, kind: type[HerdError], why: str) -> None:
+        held = f"{self.progress.held_bytes} of {self.size_bytes} bytes are here"
+        self._fail(kind(f"{self.digest} did not come in: {why} ({self._sources.story()}); {held}"))
+
+    def _fail(self, error: BaseException) -> None:
+        self.failure = self.failure or error
+        self.scope.cancel()
+
+    # Chunks
+
+    async def _receive(self) -> FetchReport:
+        chosen = await self._recipes.resumed(self._rooms.blobs)
+        while True:
+            chosen = chosen or await self._recipes.choose()
+            with self._disk_at_work():
+                partial = await self._rooms.blobs.receive(chosen.recipe)
+            if partial.recipe != chosen.recipe:
+                # The store had begun, or has finished, under another one.
+                chosen = ChosenRecipe(partial.recipe, partial.recipe.id(), None)
+            attempt = Attempt(chosen, partial, self._rooms.asking, self._config, self._rooms.me, self)
+            try:
+                report = await self._attempt_under(chosen, attempt)
+            finally:
+                attempt.end()
+                self._attempt = None
+                self._detach_all()
+                self._sources_changed.set()
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_TIMEOUT_S):
+                    await partial.close()
+            if report is not None:
+                return report
+            chosen = None
+
+    async def _attempt_under(self, chosen: ChosenRecipe, attempt: Attempt) -> FetchReport | None:
+        """Receive under one recipe; None when that makes another blob, or nobody is left who knows it."""
+        self._attempt = attempt
+        self._attempt_scope = trio.CancelScope()
+        self._matched_at_s = self._progress_at_s = trio.current_time()
+        self._rooms.giving.changed(self.digest)
+        self._tell()
+        with self._attempt_scope:
+            for peer, offer in self._recipes.offers().items():
+                if offer.recipe_id == chosen.id:
+                    attempt.feed(PeerReady(peer, offer.bits))
+            await attempt.run()
+        if not attempt.complete():
+            return None
+        try:
+            with self._disk_at_work():
+                await attempt.partial.finish()
+        except RemoteProtocolError as error:
+            self._recipe_lied(chosen, attempt, error)
+            return None
+        return self._report(attempt)
+
+    @contextmanager
+    def _disk_at_work(self) -> Iterator[None]:
+        self._disk_works = True
+        try:
+            yield
+        finally:
+            self._disk_works = False
+
+    def chunk_stored(self, peer: PeerId, index: int, size_bytes: int) -> None:
+        """A chunk was checked and is stored."""
+        self._progress_at_s = trio.current_time()
+        self._rooms.counters.stored_bytes += size_bytes
+        self._sources.gave(peer)
+        self._rooms.giving.grew(self.digest, index)
+        self._tell()
+
+    def chunk_refused(self, peer: PeerId, index: int, size_bytes: int, error: RemoteProtocolError) -> None:
+        """A chunk's bytes were wrong: its giver is asked for nothing more."""
+        self._refused_chunks += 1
+        self._refused_bytes += size_bytes
+        self._rooms.counters.refused_chunks += 1
+        self._rooms.counters.refused_bytes += size_bytes
+        self._sources.wrong(peer, f"sent wrong bytes for chunk {index}")
+        self._rooms.blame.blame(peer, "chunk", f"chunk {index} of {self.digest}: {error}", ban=True)
+        self._rooms.asking.drop(peer, "it sent wrong bytes")
+        self._sources_changed.set()
+
+    def chunk_unneeded(self, size_bytes: int) -> None:
+        """A chunk came that another copy had made unneeded."""
+        self._duplicate_bytes += size_bytes
+        self._rooms.counters.duplicate_bytes += size_bytes
+
+    def _recipe_lied(self, chosen: ChosenRecipe, attempt: Attempt, error: RemoteProtocolError) -> None:
+        self._recipes.refuse(chosen.id)
+        self._refused_bytes += attempt.fetched_bytes
+        self._rooms.giving.changed(self.digest)
+        if chosen.giver is not None:
+            self._sources.wrong(chosen.giver, "gave a recipe that makes another blob")
+            self._rooms.blame.blame(chosen.giver, "recipe", f"the recipe of {self.digest}: {error}", ban=True)
+            self._rooms.asking.drop(chosen.giver, "it gave a recipe that makes another blob")
+
+    def _report(self, attempt: Attempt) -> FetchReport:
+        return FetchReport(
+            fetched_bytes=attempt.fetched_bytes,
+            resumed_bytes=attempt.resumed_bytes,
+            sources=dict(attempt.sources),
+            refused_chunks=self._refused_chunks,
+            duplicate_bytes=self._duplicate_bytes,
+            seconds=trio.current_time() - self._started_s,
+            refused_bytes=self._refused_bytes,
+        )
+
+    def _tell(self) -> None:
+        attempt = self._attempt
+        if attempt is not None:
+            self.progress = FetchProgress(
+                attempt.held_bytes, self.size_bytes, dict(attempt.sources), attempt.resumed_bytes
+            )
+        self.progressed.set()
+        self.progressed = trio.Event()
+
+    def _detach(self, peer: PeerId) -> None:
+        self._rooms.asking.detach(peer, self)
+        self._recipes.withdrawn(peer)
+        self._feed_lost(peer)
+
+    def _detach_all(self) -> None:
+        for peer in self._sources.release_all():
+            self._detach(peer)
+
+    def _feed_lost(self, peer: PeerId) -> None:
+        if self._attempt is not None:
+            self._attempt.feed(PeerLost(peer))
+
+
+def _only(error: BaseException) -> BaseException:
+    """The one error inside the groups that nurseries make."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,402 @@
+"""The asker's side of one session: what was asked of one giver, and whether its answers fit.
+
+    opened -> (Bitfield | Missing, then Bitfield)* -> closed
+    wanted -> chunk | DontHave | Cancelled          wanted -> cancelling -> chunk | Cancelled | DontHave
+
+A blob that was closed stays here until its last want has ended; opening it again waits for that, so a want
+is never asked twice at a time. Answers to what was closed meanwhile are old news, not an offence.
+"""
+
+from collections import deque
+from collections.abc import Callable
+
+import attrs
+
+from protocols.bits import Bits
+from protocols.effects import Effect, Event, Received, Send
+from protocols.errors import LocalProtocolError, RemoteProtocolError
+from protocols.exchange.config import ExchangeConfig
+from protocols.exchange.messages import (
+    RECIPE_SIZE_BYTES_MAX,
+    WANTS_MAX,
+    Bitfield,
+    Cancel,
+    Cancelled,
+    Close,
+    DontHave,
+    GetRecipe,
+    Have,
+    Hello,
+    Missing,
+    Open,
+    RecipePage,
+    Want,
+    Welcome,
+    to_ranges,
+)
+from protocols.ids import Digest, PeerId, RecipeId
+
+
+@attrs.frozen
+class SessionStarted(Event):
+    """The control stream stands."""
+
+
+@attrs.frozen
+class OpenBlob(Event):
+    """Find out what the giver holds of a blob of this size."""
+
+    digest: Digest
+    size_bytes: int
+
+
+@attrs.frozen
+class CloseBlob(Event):
+    """No more of this blob; what is wanted of it is cancelled."""
+
+    digest: Digest
+
+
+@attrs.frozen
+class FetchRecipe(Event):
+    """Get the recipe of a blob the giver holds."""
+
+    digest: Digest
+
+
+@attrs.frozen
+class WantChunks(Event):
+    """Ask for chunks: index and size in bytes of each."""
+
+    digest: Digest
+    chunks: tuple[tuple[int, int], ...]
+
+
+@attrs.frozen
+class CancelChunks(Event):
+    """Take wants back."""
+
+    digest: Digest
+    indices: tuple[int, ...]
+
+
+@attrs.frozen
+class ChunkCame(Event):
+    """A chunk came over the link."""
+
+    digest: Digest
+    index: int
+    size_bytes: int
+
+
+@attrs.frozen
+class Welcomed(Effect):
+    """The giver knows the ticket: attach the chunk link."""
+
+
+@attrs.frozen
+class BlobHeld(Effect):
+    """The giver holds these chunks of an open blob. `recipe` is empty when it is too large to come along."""
+
+    digest: Digest
+    bits: Bits
+    recipe_id: RecipeId
+    recipe: bytes
+
+
+@attrs.frozen
+class BlobAbsent(Effect):
+    """The giver has nothing of an open blob yet."""
+
+    digest: Digest
+
+
+@attrs.frozen
+class BlobGained(Effect):
+    """The giver holds these chunks of an open blob too."""
+
+    digest: Digest
+    indices: tuple[int, ...]
+
+
+@attrs.frozen
+class RecipeCame(Effect):
+    """The whole recipe of an open blob, unchecked; `pages_left` are still to come when `data` is None."""
+
+    digest: Digest
+    data: bytes | None
+
+
+@attrs.frozen
+class WantsOver(Effect):
+    """Wants ended without a chunk. `open` tells whether anybody still cares; `size_bytes` holds one size each."""
+
+    digest: Digest
+    indices: tuple[int, ...]
+    sizes_bytes: tuple[int, ...]
+    gone: bool
+    open: bool
+
+
+@attrs.frozen
+class ChunkTaken(Effect):
+    """The chunk that came answers a want. `open` tells whether anybody still cares for its bytes."""
+
+    digest: Digest
+    index: int
+    size_bytes: int
+    open: bool
+
+
+@attrs.define
+class _Want:
+    size_bytes: int
+    cancelling: bool = False
+
+
+@attrs.define
+class _Blob:
+    size_bytes: int
+    open: bool = True
+    sent: bool = False
+    absent: bool = False
+    chunk_count: int | None = None
+    recipe_id: RecipeId | None = None
+    wants: dict[int, _Want] = attrs.field(factory=dict)
+    recipe: bytearray | None = None
+
+
+def recipe_size_bytes_max(blob_size_bytes: int) -> int:
+    """The largest recipe a blob may have: 1 MiB, or 1/64 of the blob for a large one."""
+    return min(RECIPE_SIZE_BYTES_MAX, max(1024 * 1024, blob_size_bytes // 64))
+
+
+class AskingSession:
+    """One giver, one session. Raises RemoteProtocolError when the giver breaks a rule."""
+
+    def __init__(self, peer: PeerId, ticket: bytes, config: ExchangeConfig) -> None:
+        self._peer = peer
+        self._ticket = ticket
+        self._config = config
+        self._welcomed = False
+        self._blobs: dict[Digest, _Blob] = {}
+        self._waiting: deque[Digest] = deque()
+        self._wants = 0
+        self._handlers: dict[type, Callable[..., list[Effect]]] = {
+            OpenBlob: self._open_blob,
+            CloseBlob: self._close_blob,
+            FetchRecipe: self._fetch_recipe,
+            WantChunks: self._want_chunks,
+            CancelChunks: self._cancel_chunks,
+            ChunkCame: self._chunk_came,
+            Welcome: self._welcome,
+            Bitfield: self._bitfield,
+            Missing: self._missing,
+            Have: self._have,
+            RecipePage: self._recipe_page,
+            DontHave: self._dont_have,
+            Cancelled: self._cancelled,
+        }
+
+    def wants(self) -> list[tuple[Digest, int, int]]:
+        """Every want without an end: digest, index, size in bytes."""
+        return [(d, index, want.size_bytes) for d, blob in self._blobs.items() for index, want in blob.wants.items()]
+
+    def wanted(self, digest: Digest) -> int:
+        """How many wants of a blob are without an end."""
+        return len(self._blobs[digest].wants) if digest in self._blobs else 0
+
+    def owed(self) -> bool:
+        """Whether an answer is due that takes the giver no time: what it holds, a page, the end of a cancelled want."""
+        return not self._welcomed or any(
+            (blob.sent and blob.chunk_count is None and not blob.absent)
+            or blob.recipe is not None
+            or any(want.cancelling for want in blob.wants.values())
+            for blob in self._blobs.values()
+        )
+
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        """Take a message of the giver's or a command of ours; give messages to send and news to tell."""
+        if isinstance(event, SessionStarted):
+            return [self._send(Hello(self._ticket))]
+        subject: object = event.message if isinstance(event, Received) else event
+        handler = self._handlers.get(type(subject))
+        if handler is None:
+            blame = RemoteProtocolError if isinstance(event, Received) else LocalProtocolError
+            raise blame(f"{type(subject).__name__} has no place on the asker's side of a session")
+        return handler(subject)
+
+    # Commands
+
+    def _open_blob(self, command: OpenBlob) -> list[Effect]:
+        blob = self._blobs.get(command.digest)
+        if blob is not None and blob.open:
+            raise LocalProtocolError(f"{command.digest} is open already")
+        if blob is None:
+            blob = self._blobs[command.digest] = _Blob(command.size_bytes)
+        else:
+            blob.open, blob.absent, blob.size_bytes = True, False, command.size_bytes
+        self._waiting.append(command.digest)
+        return self._open_waiting()
+
+    def _open_waiting(self) -> list[Effect]:
+        effects: list[Effect] = []
+        if not self._waiting:
+            return effects
+        opened = sum(1 for blob in self._blobs.values() if blob.open and blob.sent)
+        for digest in list(self._waiting):
+            if opened >= self._config.open_blobs_max:
+                break
+            if not self._blobs[digest].wants:
+                self._waiting.remove(digest)
+                self._blobs[digest].sent = True
+                opened += 1
+                effects.append(self._send(Open(digest)))
+        return effects
+
+    def _close_blob(self, command: CloseBlob) -> list[Effect]:
+        blob = self._opened(command.digest)
+        blob.open, blob.recipe, blob.recipe_id, blob.chunk_count = False, None, None, None
+        effects: list[Effect] = []
+        if blob.sent:
+            blob.sent = False
+            effects.append(self._send(Close(command.digest)))
+        else:
+            self._waiting.remove(command.digest)
+        for want in blob.wants.values():
+            want.cancelling = True
+        self._forget_ended(command.digest)
+        return effects + self._open_waiting()
+
+    def _fetch_recipe(self, command: FetchRecipe) -> list[Effect]:
+        blob = self._opened(command.digest)
+        if blob.recipe_id is None:
+            raise LocalProtocolError(f"nobody offered a recipe of {command.digest}")
+        blob.recipe = bytearray()
+        return [self._send(GetRecipe(command.digest, blob.recipe_id, 0))]
+
+    def _want_chunks(self, command: WantChunks) -> list[Effect]:
+        blob = self._opened(command.digest)
+        if blob.chunk_count is None or blob.recipe_id is None:
+            raise LocalProtocolError(f"nobody holds {command.digest} yet")
+        for index, size_bytes in command.chunks:
+            if index >= blob.chunk_count or index in blob.wants:
+                raise LocalProtocolError(f"chunk {index} of {command.digest} cannot be wanted now")
+            blob.wants[index] = _Want(size_bytes)
+        self._wants += len(command.chunks)
+        if self._wants > WANTS_MAX:
+            raise LocalProtocolError(f"{self._wants} wants are over the session's {WANTS_MAX}")
+        ranges = to_ranges(index for index, _ in command.chunks)
+        return [self._send(Want(command.digest, blob.recipe_id, ranges))]
+
+    def _cancel_chunks(self, command: CancelChunks) -> list[Effect]:
+        blob = self._opened(command.digest)
+        wants = {i: blob.wants[i] for i in command.indices if i in blob.wants and not blob.wants[i].cancelling}
+        for want in wants.values():
+            want.cancelling = True
+        return [self._send(Cancel(command.digest, to_ranges(wants)))] if wants else []
+
+    def _chunk_came(self, event: ChunkCame) -> list[Effect]:
+        blob = self._blobs.get(event.digest)
+        want = blob.wants.pop(event.index, None) if blob is not None else None
+        if blob is None or want is None:
+            raise RemoteProtocolError(f"sent chunk {event.index} of {event.digest}, which nobody wanted")
+        if want.size_bytes != event.size_bytes:
+            blob.wants[event.index] = want
+            raise RemoteProtocolError(
+                f"chunk {event.index} of {event.digest} has {want.size_bytes} bytes, not {event.size_bytes}"
+            )
+        self._wants -= 1
+        # A blob that was closed and opened again has a transfer that knows nothing of this want.
+        cared_for = blob.open and blob.sent
+        taken = ChunkTaken(event.digest, event.index, event.size_bytes, cared_for)
+        self._forget_ended(event.digest)
+        return [taken, *self._open_waiting()]
+
+    # Answers
+
+    def _welcome(self, _message: Welcome) -> list[Effect]:
+        if self._welcomed:
+            raise RemoteProtocolError("a session is welcomed once")
+        self._welcomed = True
+        return [Welcomed()]
+
+    def _bitfield(self, message: Bitfield) -> list[Effect]:
+        blob = self._current(message.digest)
+        if blob is None:
+            return []
+        blob.chunk_count, blob.recipe_id, blob.recipe = message.chunk_count, RecipeId(message.recipe_id), None
+        return [BlobHeld(message.digest, message.held(), RecipeId(message.recipe_id), message.recipe)]
+
+    def _missing(self, message: Missing) -> list[Effect]:
+        blob = self._current(message.digest)
+        if blob is None:
+            return []
+        blob.chunk_count, blob.recipe_id, blob.recipe, blob.absent = None, None, None, True
+        return [BlobAbsent(message.digest)]
+
+    def _have(self, message: Have) -> list[Effect]:
+        blob = self._current(message.digest)
+        if blob is None or blob.chunk_count is None:
+            return []
+        if max(message.indices) >= blob.chunk_count:
+            raise RemoteProtocolError(f"{message.digest} has {blob.chunk_count} chunks, not {max(message.indices)}")
+        return [BlobGained(message.digest, message.indices)]
+
+    def _recipe_page(self, message: RecipePage) -> list[Effect]:
+        blob = self._current(message.digest)
+        if blob is None or blob.recipe is None or blob.recipe_id is None or message.offset_bytes != len(blob.recipe):
+            return []
+        limit = recipe_size_bytes_max(blob.size_bytes)
+        if message.size_bytes > limit:
+            raise RemoteProtocolError(f"a recipe of {message.size_bytes} bytes for {message.digest} is over {limit}")
+        blob.recipe += message.data
+        if len(blob.recipe) < message.size_bytes:
+            return [
+                self._send(GetRecipe(message.digest, blob.recipe_id, len(blob.recipe))),
+                RecipeCame(message.digest, None),
+            ]
+        data, blob.recipe = bytes(blob.recipe), None
+        return [RecipeCame(message.digest, data)]
+
+    def _dont_have(self, message: DontHave) -> list[Effect]:
+        return self._over(message.digest, message.indices, gone=True)
+
+    def _cancelled(self, message: Cancelled) -> list[Effect]:
+        return self._over(message.digest, message.indices, gone=False)
+
+    def _over(self, digest: Digest, indices: tuple[int, ...], *, gone: bool) -> list[Effect]:
+        blob = self._blobs.get(digest)
+        sizes_bytes = []
+        for index in indices:
+            want = blob.wants.pop(index, None) if blob is not None else None
+            if want is None:
+                raise RemoteProtocolError(f"answered for chunk {index} of {digest}, which nobody wanted")
+            if not gone and not want.cancelling:
+                raise RemoteProtocolError(f"cancelled chunk {index} of {digest} unasked")
+            sizes_bytes.append(want.size_bytes)
+            self._wants -= 1
+        assert blob is not None
+        over = WantsOver(digest, indices, tuple(sizes_bytes), gone, blob.open and blob.sent)
+        self._forget_ended(digest)
+        return [over, *self._open_waiting()]
+
+    # Bookkeeping
+
+    def _opened(self, digest: Digest) -> _Blob:
+        blob = self._blobs.get(digest)
+        if blob is None or not blob.open:
+            raise LocalProtocolError(f"{digest} is not open")
+        return blob
+
+    def _current(self, digest: Digest) -> _Blob | None:
+        blob = self._blobs.get(digest)
+        return blob if blob is not None and blob.open and blob.sent else None
+
+    def _forget_ended(self, digest: Digest) -> None:
+        blob = self._blobs[digest]
+        if not blob.open and not blob.wants:
+            del self._blobs[digest]
+
+    def _send(self, message: object) -> Send:
+        return Send(self._peer, message)

@@ -1,0 +1,308 @@
+"""The giver's side of one session: what one asker has open, and which of its wants come next.
+
+queued -> reading -> sending -> over (the chunk went)
+queued or reading -> over by Cancelled or DontHave; what is being sent goes through
+"""
+
+from collections.abc import Callable
+from enum import Enum
+
+import attrs
+
+from protocols.bits import Bits
+from protocols.effects import Effect, Event, Received, Send, SetTimer, TimerFired
+from protocols.errors import LocalProtocolError, RemoteProtocolError
+from protocols.exchange.config import ExchangeConfig
+from protocols.exchange.messages import (
+    INDICES_MAX,
+    OPEN_BLOBS_MAX,
+    RECIPE_INLINE_SIZE_BYTES_MAX,
+    RECIPE_PAGE_SIZE_BYTES_MAX,
+    WANTS_MAX,
+    Bitfield,
+    Cancel,
+    Cancelled,
+    Close,
+    DontHave,
+    GetRecipe,
+    Have,
+    Hello,
+    Missing,
+    Open,
+    RecipePage,
+    Want,
+    Welcome,
+    from_ranges,
+)
+from protocols.ids import Digest, PeerId, RecipeId
+
+HAVE_TIMER = "have"
+
+
+@attrs.frozen
+class BlobFound(Event):
+    """Answers LookUp: what is held now, cut by which recipe (its canonical form, and the size of each chunk)."""
+
+    digest: Digest
+    bits: Bits
+    recipe_id: RecipeId
+    recipe: bytes = attrs.field(repr=False)
+    sizes_bytes: tuple[int, ...] = attrs.field(repr=False)
+
+
+@attrs.frozen
+class BlobNotFound(Event):
+    """Answers LookUp: nothing of the blob is here."""
+
+    digest: Digest
+
+
+@attrs.frozen
+class BlobGrew(Event):
+    """A chunk of a blob can be served now."""
+
+    digest: Digest
+    index: int
+
+
+@attrs.frozen
+class BlobChanged(Event):
+    """A blob came, went, or is received anew under another recipe."""
+
+    digest: Digest
+
+
+@attrs.frozen
+class Greeted(Effect):
+    """The asker's chunk link will show this ticket."""
+
+    ticket: bytes
+
+
+@attrs.frozen
+class LookUp(Effect):
+    """Feed BlobFound or BlobNotFound."""
+
+    digest: Digest
+
+
+@attrs.frozen
+class WantsQueued(Effect):
+    """There is something to take."""
+
+
+@attrs.frozen
+class BlobReleased(Effect):
+    """The asker has closed this blob."""
+
+    digest: Digest
+
+
+class _State(Enum):
+    QUEUED = "queued"
+    READING = "reading"
+    SENDING = "sending"
+
+
+@attrs.define(eq=False)
+class WantedChunk:
+    """One want, from the queue to its end."""
+
+    digest: Digest
+    index: int
+    size_bytes: int
+    state: _State = _State.QUEUED
+
+
+@attrs.define
+class _Opened:
+    found: BlobFound | None = None
+    gained: dict[int, None] = attrs.field(factory=dict)
+    answered: bool = False
+
+
+class GivingSession:
+    """One asker, one session. Raises RemoteProtocolError when the asker breaks a rule."""
+
+    def __init__(self, peer: PeerId, config: ExchangeConfig) -> None:
+        self._peer = peer
+        self._config = config
+        self._greeted = False
+        self._timer_set = False
+        self._opened: dict[Digest, _Opened] = {}
+        self._wants: dict[tuple[Digest, int], WantedChunk] = {}
+        self._handlers: dict[type, Callable[..., list[Effect]]] = {
+            BlobFound: self._blob_found,
+            BlobNotFound: self._blob_not_found,
+            BlobGrew: self._blob_grew,
+            BlobChanged: self._blob_changed,
+            TimerFired: self._announce,
+            Open: self._open,
+            GetRecipe: self._get_recipe,
+            Want: self._want,
+            Cancel: self._cancel,
+            Close: self._close,
+        }
+
+    def opened(self) -> int:
+        """How many blobs are open."""
+        return len(self._opened)
+
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        """Take a message of the asker's or news of the store; give answers and things to look up."""
+        if isinstance(event, Received) and isinstance(event.message, Hello):
+            return self._hello(event.message)
+        if isinstance(event, Received) and not self._greeted:
+            raise RemoteProtocolError("a session begins with Hello")
+        subject: object = event.message if isinstance(event, Received) else event
+        handler = self._handlers.get(type(subject))
+        if handler is None:
+            blame = RemoteProtocolError if isinstance(event, Received) else LocalProtocolError
+            raise blame(f"{type(subject).__name__} has no place on the giver's side of a session")
+        return handler(subject)
+
+    # The queue
+
+    def peek(self) -> WantedChunk | None:
+        """The want that comes next, in the order they were asked; None when all are under way."""
+        return next((want for want in self._wants.values() if want.state is _State.QUEUED), None)
+
+    def take(self, want: WantedChunk) -> None:
+        """Its chunk is being read now."""
+        want.state = _State.READING
+
+    def begin_sending(self, want: WantedChunk) -> bool:
+        """Whether the chunk that was read is still wanted; from here on it goes."""
+        if self._wants.get((want.digest, want.index)) is not want:
+            return False
+        want.state = _State.SENDING
+        return True
+
+    def sent(self, want: WantedChunk) -> None:
+        """Its chunk went out whole."""
+        del self._wants[want.digest, want.index]
+
+    def unreadable(self, want: WantedChunk) -> list[Effect]:
+        """Its chunk could not be read."""
+        if self._wants.get((want.digest, want.index)) is not want:
+            return []
+        del self._wants[want.digest, want.index]
+        return [self._send(DontHave(want.digest, (want.index,)))]
+
+    # What the asker says
+
+    def _hello(self, message: Hello) -> list[Effect]:
+        if self._greeted:
+            raise RemoteProtocolError("a session has one Hello")
+        self._greeted = True
+        return [Greeted(message.ticket), self._send(Welcome())]
+
+    def _open(self, message: Open) -> list[Effect]:
+        if message.digest in self._opened:
+            raise RemoteProtocolError(f"{message.digest} is open already")
+        if len(self._opened) >= OPEN_BLOBS_MAX:
+            raise RemoteProtocolError(f"a session has at most {OPEN_BLOBS_MAX} blobs open")
+        self._opened[message.digest] = _Opened()
+        return [LookUp(message.digest)]
+
+    def _get_recipe(self, message: GetRecipe) -> list[Effect]:
+        found = self._known(message.digest).found
+        if found is None or found.recipe_id != message.recipe_id:
+            return []  # It went while the asker asked; what says so is on its way.
+        page = found.recipe[message.offset_bytes : message.offset_bytes + RECIPE_PAGE_SIZE_BYTES_MAX]
+        if not page:
+            raise RemoteProtocolError(f"the recipe of {message.digest} ends before {message.offset_bytes}")
+        return [self._send(RecipePage(message.digest, len(found.recipe), message.offset_bytes, page))]
+
+    def _want(self, message: Want) -> list[Effect]:
+        found = self._known(message.digest).found
+        indices = from_ranges(message.ranges)
+        if len(self._wants) + len(indices) > WANTS_MAX:
+            raise RemoteProtocolError(f"a session has at most {WANTS_MAX} wants")
+        if len(set(indices)) != len(indices) or any((message.digest, index) in self._wants for index in indices):
+            raise RemoteProtocolError(f"a chunk of {message.digest} is wanted twice at a time")
+        if found is None or found.recipe_id != message.recipe_id:
+            return [self._send(DontHave(message.digest, tuple(indices)))]
+        if max(indices) >= len(found.sizes_bytes):
+            raise RemoteProtocolError(f"{message.digest} has {len(found.sizes_bytes)} chunks, not {max(indices)}")
+        for index in indices:
+            self._wants[message.digest, index] = WantedChunk(message.digest, index, found.sizes_bytes[index])
+        return [WantsQueued()]
+
+    def _cancel(self, message: Cancel) -> list[Effect]:
+        self._known(message.digest)
+        return self._end_unsent(message.digest, from_ranges(message.ranges), Cancelled)
+
+    def _close(self, message: Close) -> list[Effect]:
+        self._known(message.digest)
+        del self._opened[message.digest]
+        indices = [index for digest, index in self._wants if digest == message.digest]
+        return [*self._end_unsent(message.digest, indices, Cancelled), BlobReleased(message.digest)]
+
+    # What the store says
+
+    def _blob_found(self, event: BlobFound) -> list[Effect]:
+        opened = self._opened.get(event.digest)
+        if opened is None:
+            return []
+        effects = self._end_all(event.digest) if opened.found is not None else []
+        opened.found, opened.answered = event, True
+        opened.gained.clear()
+        inline = event.recipe if len(event.recipe) <= RECIPE_INLINE_SIZE_BYTES_MAX else b""
+        bits = event.bits.to_bytes()
+        return [*effects, self._send(Bitfield(event.digest, event.bits.count, bits, event.recipe_id, inline))]
+
+    def _blob_not_found(self, event: BlobNotFound) -> list[Effect]:
+        opened = self._opened.get(event.digest)
+        if opened is None or (opened.answered and opened.found is None):
+            return []
+        effects = self._end_all(event.digest)
+        opened.found, opened.answered = None, True
+        opened.gained.clear()
+        return [*effects, self._send(Missing(event.digest))]
+
+    def _blob_grew(self, event: BlobGrew) -> list[Effect]:
+        opened = self._opened.get(event.digest)
+        if opened is None or opened.found is None:
+            return []
+        opened.gained[event.index] = None
+        if self._timer_set:
+            return []
+        self._timer_set = True
+        return [SetTimer(HAVE_TIMER, self._config.have_interval_s)]
+
+    def _blob_changed(self, event: BlobChanged) -> list[Effect]:
+        return [LookUp(event.digest)] if event.digest in self._opened else []
+
+    def _announce(self, _event: TimerFired) -> list[Effect]:
+        self._timer_set = False
+        effects: list[Effect] = []
+        for digest, opened in self._opened.items():
+            gained = tuple(opened.gained)
+            opened.gained.clear()
+            for first in range(0, len(gained), INDICES_MAX):
+                effects.append(self._send(Have(digest, gained[first : first + INDICES_MAX])))
+        return effects
+
+    # Bookkeeping
+
+    def _known(self, digest: Digest) -> _Opened:
+        opened = self._opened.get(digest)
+        if opened is None:
+            raise RemoteProtocolError(f"{digest} is not open")
+        return opened
+
+    def _end_all(self, digest: Digest) -> list[Effect]:
+        return self._end_unsent(digest, [index for known, index in self._wants if known == digest], DontHave)
+
+    def _end_unsent(self, digest: Digest, indices: list[int], answer: type[Cancelled | DontHave]) -> list[Effect]:
+        ended = []
+        for index in indices:
+            want = self._wants.get((digest, index))
+            if want is not None and want.state is not _State.SENDING:
+                del self._wants[digest, index]
+                ended.append(index)
+        return [self._send(answer(digest, tuple(ended)))] if ended else []
+
+    def _send(self, message: object) -> Send:
+        return Send(self._peer, message)

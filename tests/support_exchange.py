@@ -1,0 +1,100 @@
+"""Small swarms for the stories of the exchange: nodes on one simulated network, blobs in memory."""
+
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import attrs
+import trio
+
+from node.blame import BlameLedger
+from node.events import EventBus
+from node.identity import Identity
+from node.services.exchange import ExchangeService, FetchProgress, FetchReport
+from node.trust.mesh_key import MeshKeyDoor
+from protocols.exchange.config import ExchangeConfig
+from protocols.ids import Digest, PeerId, RecipeId
+from simnet.blobs import MemoryBlobs
+from simnet.network import SimNetwork, SimTransport
+
+KIB = 1024
+CHUNK = 64 * KIB
+
+
+def some_bytes(size_bytes: int, seed: int = 1) -> bytes:
+    """Bytes that do not repeat, the same for the same seed."""
+    return random.Random(seed).randbytes(size_bytes)
+
+
+@attrs.frozen
+class Peer:
+    """One node of a swarm."""
+
+    id: PeerId
+    transport: SimTransport
+    blobs: MemoryBlobs
+    blame: BlameLedger
+    exchange: ExchangeService
+    scope: trio.CancelScope
+
+    def kill(self) -> None:
+        """End the node at once, streams and all."""
+        self.scope.cancel()
+
+    async def fetch(
+        self,
+        digest: Digest,
+        size_bytes: int,
+        sources: "Sequence[Peer] | Callable[[], Sequence[PeerId]]",
+        *,
+        recipe_id: RecipeId | None = None,
+        on_progress: Callable[[FetchProgress], None] | None = None,
+    ) -> FetchReport:
+        """Fetch from these peers."""
+        holders = sources if callable(sources) else lambda: [peer.id for peer in sources]
+        return await self.exchange.fetch(
+            digest, size_bytes, recipe_id=recipe_id, sources=holders, on_progress=on_progress
+        )
+
+
+class Swarm:
+    """Nodes that all know each other."""
+
+    def __init__(self, network: SimNetwork, nursery: trio.Nursery, config: ExchangeConfig) -> None:
+        self.peers: dict[str, Peer] = {}
+        self._network = network
+        self._nursery = nursery
+        self._config = config
+
+    async def add(self, name: str, blobs: MemoryBlobs | None = None, config: ExchangeConfig | None = None) -> Peer:
+        """Start a node."""
+        blobs = blobs if blobs is not None else MemoryBlobs(chunk_size_bytes=CHUNK)
+        peer: Peer = await self._nursery.start(self._run, name, blobs, config or self._config)
+        for other in self.peers.values():
+            other.transport.learn(peer.id, peer.transport.addresses())
+            peer.transport.learn(other.id, other.transport.addresses())
+        self.peers[name] = peer
+        return peer
+
+    async def _run(self, name: str, blobs: MemoryBlobs, config: ExchangeConfig, *, task_status) -> None:  # type: ignore[no-untyped-def]
+        me = Identity(name.encode().ljust(32, b".")).peer_id
+        bus = EventBus()
+        blame = BlameLedger(bus)
+        with trio.CancelScope() as scope:
+            async with AsyncExitStack() as stack:
+                transport = await stack.enter_async_context(
+                    self._network.transport(me, MeshKeyDoor(b"k" * 32), blame)
+                )
+                exchange = ExchangeService(transport, blobs, blame, bus, config, me, random.Random(name))
+                nursery = await stack.enter_async_context(trio.open_nursery())
+                await nursery.start(exchange.run)
+                task_status.started(Peer(me, transport, blobs, blame, exchange, scope))
+
+
+@asynccontextmanager
+async def open_swarm(*, latency_s: float = 0.01, config: ExchangeConfig | None = None) -> AsyncIterator[Swarm]:
+    """A network with no node yet; all nodes end with the block."""
+    network = SimNetwork(random.Random(7), latency_s=latency_s)
+    async with trio.open_nursery() as nursery:
+        yield Swarm(network, nursery, config or ExchangeConfig())
+        nursery.cancel_scope.cancel()
