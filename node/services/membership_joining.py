@@ -21,6 +21,8 @@ REMEMBERED_KNOCKS_MAX = 8
 FOUND_KNOCKS_MAX = 32
 """At so many peers found by the way (multicast) a node knocks at once; what more is found must be found again."""
 
+FOUND_ADDRESSES_MAX = 8
+
 Exchange = Callable[[PeerId, Sequence[str]], Awaitable[None]]
 """Learn the addresses and exchange tables with the peer; TransportError or RemoteProtocolError when that failed."""
 
@@ -104,8 +106,13 @@ class Joiner:
 
     def meet(self, nursery: trio.Nursery, peer: PeerId, addresses: tuple[str, ...]) -> None:
         """A peer was found: knock at it unless it is known."""
-        found = sum(1 for door in self._doors.values() if door.kind == "found")
-        if peer != self._own and not self._is_member(peer) and peer not in self._doors and found < FOUND_KNOCKS_MAX:
+        if peer == self._own or self._is_member(peer):
+            return
+        door = self._doors.get(peer)
+        if door is not None:
+            if door.kind == "found":
+                door.addresses = tuple(dict.fromkeys((*door.addresses, *addresses)))[:FOUND_ADDRESSES_MAX]
+        elif sum(1 for door in self._doors.values() if door.kind == "found") < FOUND_KNOCKS_MAX:
             self._begin(nursery, _Door(peer, addresses, "found"))
 
     def _begin(self, nursery: trio.Nursery, door: _Door) -> None:
@@ -120,7 +127,7 @@ class Joiner:
                 await self._knock(door)
                 self._progress.set()
                 self._progress = trio.Event()
-                if door.open or (door.kind == "found" and door.attempts >= self._config.join_attempts):
+                if door.open or (door.kind == "found" and self._hopeless(door)):
                     return
                 if door.refused:
                     delay_s = self._config.join_retry_max_s
@@ -131,6 +138,9 @@ class Joiner:
             self._progress = trio.Event()
         finally:
             self._doors.pop(door.peer, None)
+
+    def _hopeless(self, door: _Door) -> bool:
+        return door.refused or door.attempts >= self._config.join_attempts
 
     def _needless(self, door: _Door) -> bool:
         return self._is_member(door.peer) or (door.kind == "remembered" and door.attempts > 0 and not self._is_alone())
