@@ -151,6 +151,10 @@ class CatalogService:
         """All names with a version, sorted, in full form."""
         return self._core.names()
 
+    def names_of(self, manifest_digest: Digest) -> list[str]:
+        """The names that have, or had, this manifest, sorted, in full form."""
+        return self._core.names_of(manifest_digest)
+
     def find(self, pattern: str) -> list[str]:
         """The names (full form, sorted) that a glob matches in display or full form, whatever the case.
 

@@ -102,6 +102,10 @@ class Catalog:
         known = [record for record in self._contents.versions.of_manifest(manifest_digest) if record.name == name]
         return next(iter(heads + known), None)
 
+    def names_of(self, manifest_digest: Digest) -> list[str]:
+        """The names that have, or had, this manifest, sorted."""
+        return sorted({record.name for record in self._contents.versions.of_manifest(manifest_digest)})
+
     def names(self) -> list[str]:
         """All names with a version, sorted, in their full form."""
         return self._contents.versions.names()

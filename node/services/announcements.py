@@ -1,0 +1,86 @@
+"""A list of things to say again and again: each as soon as it is new, then every interval, a failed one sooner."""
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Generic, TypeVar
+
+import trio
+
+from node.ports import TransportError
+
+log = logging.getLogger("herd.discovery")
+
+T = TypeVar("T")
+
+
+class Announcements(Generic[T]):
+    """`say` says one thing; TransportError when nobody heard it. One at a time, in the order in which they are due."""
+
+    def __init__(
+        self, say: Callable[[str, T], Awaitable[None]], *, interval_s: float, retry_s: float, timeout_s: float
+    ) -> None:
+        self._say = say
+        self._interval_s = interval_s
+        self._retry_s = retry_s
+        self._timeout_s = timeout_s
+        self._wanted: dict[str, T] = {}
+        self._due_at_s: dict[str, float] = {}
+        self._heard: dict[str, None] = {}
+        self._wakeup = trio.Event()
+        self.said = 0
+        self.failed = 0
+
+    def want(self, wanted: Mapping[str, T]) -> None:
+        """From now on say exactly this; what is new or says something else now is due at once."""
+        now = trio.current_time()
+        due = {
+            key: self._due_at_s[key] if key in self._due_at_s and self._wanted[key] == wanted[key] else now
+            for key in wanted
+        }
+        self._wanted = dict(wanted)
+        self._due_at_s = due
+        self._heard = {key: None for key in self._heard if key in due and due[key] > now}
+        self._wakeup.set()
+
+    def retry_unheard(self) -> None:
+        """Somebody new is there: what nobody heard so far is due at once."""
+        now = trio.current_time()
+        for key in self._due_at_s:
+            if key not in self._heard:
+                self._due_at_s[key] = now
+        self._wakeup.set()
+
+    def pending(self) -> int:
+        """How many things nobody heard yet."""
+        return len(self._wanted) - len(self._heard)
+
+    async def run(self) -> None:
+        """Say what is due, until cancelled."""
+        while True:
+            key = min(self._due_at_s, key=lambda each: self._due_at_s[each], default=None)
+            due_at_s = self._due_at_s[key] if key is not None else float("inf")
+            if key is None or due_at_s > trio.current_time():
+                self._wakeup = trio.Event()
+                with trio.move_on_at(due_at_s):
+                    await self._wakeup.wait()
+                continue
+            await self._say_one(key, self._wanted[key])
+
+    async def _say_one(self, key: str, thing: T) -> None:
+        # Put off first: what is wanted anew while this is being said stands in its own right.
+        self._due_at_s[key] = trio.current_time() + self._retry_s
+        heard = False
+        with trio.move_on_after(self._timeout_s):
+            try:
+                await self._say(key, thing)
+                heard = True
+            except TransportError as error:
+                log.debug("%s was not announced: %s", key, error)
+        if not heard:
+            self.failed += 1
+            self._heard.pop(key, None)
+            return
+        self.said += 1
+        if key in self._wanted and self._wanted[key] == thing:
+            self._heard[key] = None
+            self._due_at_s[key] = trio.current_time() + self._interval_s
