@@ -152,5 +152,8 @@ def _scalar_from_text(kind: Any, text: str) -> Any:
 
 def _scalar(kind: Any, value: object) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            return _WRONG
     return value if type(value) is kind else _WRONG

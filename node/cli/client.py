@@ -25,13 +25,14 @@ class NodeClient:
     def __init__(self, home: Path) -> None:
         self._home = home
         self.node: NodeFile = find_node(home)
-        self._http = httpx.Client(
-            base_url=self.node.api,
-            # The node is on this machine: a proxy of the environment has no business here.
-            trust_env=False,
-            headers={PEER_HEADER: self.node.peer},
-            timeout=httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
-        )
+        with self._translated():
+            self._http = httpx.Client(
+                base_url=self.node.api,
+                # The node is on this machine: a proxy of the environment has no business here.
+                trust_env=False,
+                headers={PEER_HEADER: self.node.peer},
+                timeout=httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
+            )
 
     def __enter__(self) -> "NodeClient":
         return self
@@ -39,13 +40,13 @@ class NodeClient:
     def __exit__(self, *_: object) -> None:
         self._http.close()
 
-    def ask(self, method: str, path: str, **parameters: str) -> Any:
+    def ask(self, method: str, path: str, /, **parameters: str) -> Any:
         """The JSON document of one answer."""
         with self._translated():
             answer = self._http.request(method, path, params=parameters)
             return self._document(answer)
 
-    def operate(self, path: str, **arguments: str) -> Iterator[dict[str, Any]]:
+    def operate(self, path: str, /, **arguments: str) -> Iterator[dict[str, Any]]:
         """The lines of a long operation as they come: progress, and last `{"report": ...}`; a failure raises."""
         # ASCII JSON of our own: a file's name may hold what UTF-8 cannot carry.
         body = json.dumps(arguments).encode("ascii")
@@ -87,7 +88,9 @@ class NodeClient:
             yield
         except httpx.TimeoutException as error:
             raise gone(self._home, self.node, "it took too long") from error
-        except httpx.HTTPError as error:
+        except UnicodeEncodeError as error:
+            raise UsageError(f"{error.object[:80]!r} is no text that can be sent: not UTF-8") from error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise gone(self._home, self.node, str(error) or type(error).__name__) from error
 
 

@@ -71,20 +71,21 @@ def status_lines(status: NodeStatus) -> list[str]:
     """The node as a few lines."""
     suspects = f", {status.members_suspect} suspect" if status.members_suspect else ""
     unverified = f", {size_text(status.unverified_bytes)} still to verify" if status.unverified_bytes else ""
+    models, members = _count(status.models, "model"), _count(status.members_alive, "other member")
     return [
         f"peer       {status.peer}",
         f"addresses  {', '.join(status.addresses) or 'none'}",
         f"api        {status.api}",
         f"home       {status.home}",
-        f"store      {status.models_path}: {_models(status.models)}, {size_text(status.stored_bytes)}{unverified},"
+        f"store      {status.models_path}: {models}, {size_text(status.stored_bytes)}{unverified},"
         f" {size_text(status.free_disk_bytes)} free",
-        f"mesh       {status.members_alive} other members alive{suspects}",
+        f"mesh       {members} alive{suspects}",
         f"running    herd {status.version} for {seconds_text(status.uptime_s)}",
     ]
 
 
-def _models(count: int) -> str:
-    return "1 model" if count == 1 else f"{count} models"
+def _count(count: int, thing: str) -> str:
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 
 def transfer_row(transfer: TransferView) -> list[str]:

@@ -8,7 +8,7 @@ import sys
 
 import trio
 
-from node.cli.node_file import NodeFile, announced, holding_home
+from node.cli.node_file import NodeFile, announced
 from node.config import HerdConfig, LoadedConfig
 from node.facade import HerdNode
 from node.logs import logging_to
@@ -21,19 +21,19 @@ LEAVE_TIMEOUT_S = 15.0
 
 def run_node(loaded: LoadedConfig) -> None:
     """Run until SIGINT or SIGTERM. HerdError (or a group holding one) when the node cannot start or go on."""
-    with holding_home(loaded.config.home), logging_to(loaded.config.log):
-        log.info("herd starts in %s", loaded.config.home)
+    with logging_to(loaded.config.log):
         trio.run(_run, loaded.config)
         log.info("herd has left")
 
 
 async def _run(config: HerdConfig) -> None:
-    # Here, not above: the engine takes a second to import, and no other command needs it.
-    from node.app import open_node
-
     async with trio.open_nursery() as nursery:
         ending = _Ending()
         await nursery.start(ending.watch, nursery.cancel_scope)
+        log.info("herd starts in %s", config.home)
+        # Here, not above: the engine takes a second to import, and no other command needs it.
+        from node.app import open_node
+
         with ending.start:
             async with open_node(config) as node:
                 ending.started = True
