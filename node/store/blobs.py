@@ -18,7 +18,7 @@ from node.store.index import Index
 from node.store.ollama import Layout
 from node.store.partials import PartialFile, Partials
 from protocols.bits import Bits
-from protocols.errors import LocalProtocolError, RemoteProtocolError
+from protocols.errors import RemoteProtocolError
 from protocols.ids import Digest
 from protocols.recipe.recipe import Recipe
 from protocols.recipe.rules import target_of_rule
@@ -162,7 +162,8 @@ class StoreBlobs:
             if partial.whole:
                 return
             if not partial.bits.complete():
-                raise LocalProtocolError(f"{partial.recipe.digest} is not complete: {partial.bits}")
+                lacking = len(partial.recipe) - len(partial.bits)
+                raise StoreError(f"{partial.path} cannot be finished: {lacking} chunks are still missing")
             with partial.borrow():
                 found, computed = await self._hasher.hash(partial.path, target_size_bytes=_target(partial.recipe))
                 with trio.CancelScope(shield=True):

@@ -105,7 +105,7 @@ async def run_stoppable(
         nursery.start_soon(watch)
         try:
             outcome = [await trio.to_thread.run_sync(work, stop, limiter=limiter)]
-        except Exception as error:  # Raised again below: inside the nursery it would come out in a group.
+        except Exception as error:  # boundary: the nursery, which would wrap it; raised again below
             outcome = error
         nursery.cancel_scope.cancel()
     if isinstance(outcome, Exception):

@@ -21,7 +21,7 @@ from node.store.files import Disk, OpenFile, free_bytes, read_at, remove_file, s
 from node.store.index import Index, StoredPartial
 from node.store.ollama import Layout, digest_of_file_name
 from protocols.bits import Bits
-from protocols.errors import LocalProtocolError, RemoteProtocolError
+from protocols.errors import RemoteProtocolError
 from protocols.ids import Digest
 from protocols.recipe.recipe import Recipe
 
@@ -73,7 +73,7 @@ class PartialFile:
         """Check a chunk and write it, unless it is here already."""
         recipe = self.recipe
         if not 0 <= index < len(recipe):
-            raise LocalProtocolError(f"{recipe.digest} has no chunk {index}")
+            raise RemoteProtocolError(f"{recipe.digest} has no chunk {index}")
         if len(data) != recipe.sizes_bytes[index]:
             raise RemoteProtocolError(
                 f"chunk {index} of {recipe.digest} has {recipe.sizes_bytes[index]} bytes, {len(data)} came"

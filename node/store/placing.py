@@ -81,7 +81,8 @@ class Placer:
                 for digest in digests:
                     await self._place_blob(digest)
                 with trio.CancelScope(shield=True):
-                    return await self._write_name(name, manifest)
+                    model = await self._write_name(name, manifest)
+        return self._census.view(model)
 
     def _check_complete(self, name: ModelName, manifest: Manifest) -> None:
         for blob in manifest.blobs():
@@ -136,7 +137,7 @@ class Placer:
         log.warning("%s", detail)
         self._bus.publish(StoreChanged("", "damaged", detail))
 
-    async def _write_name(self, name: ModelName, manifest: Manifest) -> ModelView:
+    async def _write_name(self, name: ModelName, manifest: Manifest) -> NamedModel:
         digests = [blob.digest for blob in manifest.blobs()]
 
         def work() -> tuple[Path, FileKey]:
@@ -155,7 +156,7 @@ class Placer:
         model = NamedModel(name, path, key, manifest.raw, digest_of(manifest.raw), manifest)
         self._census.put_model(model)
         self._census.announce()
-        return self._census.view(model)
+        return model
 
     # -- removing
 

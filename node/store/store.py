@@ -6,7 +6,6 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import attrs
 import trio
@@ -80,7 +79,7 @@ class Store:
     async def _close(self) -> None:
         await self._partials.close_all()
 
-    async def run(self, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Watch the store, verify what was never read, and keep partial blobs durable, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._adopter.watch)
