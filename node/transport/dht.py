@@ -24,8 +24,8 @@ from libp2p.records.validator import NamespacedValidator
 from multiaddr import Multiaddr
 from multiaddr.exceptions import MultiaddrError
 
+from node.background import open_background
 from node.ports import FoundProvider, TransportError
-from node.transport.background import open_background
 from node.transport.kad_client import DhtHost, ask
 from node.transport.kad_serving import ServedStream
 from node.transport.kad_store import (

@@ -11,13 +11,13 @@ from contextlib import asynccontextmanager
 import trio
 from libp2p.host.basic_host import BasicHost
 
+from node.background import open_background
 from node.blame import BlameLedger
 from node.errors import HerdError
 from node.identity import Identity
 from node.ports import Door, Stream, StreamHandler, TransportError
 from node.transport import multistream
 from node.transport.addresses import announced_addresses
-from node.transport.background import open_background
 from node.transport.config import NetworkConfig
 from node.transport.host import HostNetwork, make_host
 from node.transport.multistream import ProtocolRefused

@@ -1,0 +1,211 @@
+"""The composition root: the one place where rooms are built and tied together."""
+
+import logging
+import random
+import secrets
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from importlib.metadata import version
+
+import attrs
+import trio
+from multiaddr import Multiaddr
+
+from node.api.server import serve_api
+from node.background import open_background
+from node.blame import BlameLedger
+from node.config import HerdConfig
+from node.events import EventBus
+from node.facade import HerdNode
+from node.home import holding_home
+from node.identity import Identity, load_or_create_identity
+from node.local_node import LocalNode
+from node.metrics import Metrics
+from node.services.catalog import CatalogService
+from node.services.discovery import DiscoveryService
+from node.services.exchange import ExchangeService
+from node.services.membership import MembershipService
+from node.services.models import ModelService
+from node.store.store import Store, open_store
+from node.transport.datagram import UdpDatagrams, open_udp_datagrams
+from node.transport.dht import KadDirectory, open_kad_directory
+from node.transport.libp2p import Libp2pTransport, open_libp2p_transport
+from node.transport.mdns import open_mdns
+from node.trust.mesh_key import MeshKeyDoor, settle_mesh_key
+from protocols.ids import PeerId
+
+log = logging.getLogger("herd.node")
+
+LEAVE_TIMEOUT_S = 2.0
+"""How long a stopping node takes to tell others that it leaves."""
+
+CATALOG_FILE_NAME = "catalog.sqlite"
+
+STORE_GAUGES = (
+    "models",
+    "models_verified",
+    "blobs_verified",
+    "partial_blobs",
+    "stored_bytes",
+    "unverified_bytes",
+    "free_disk_bytes",
+)
+MEMBERSHIP_GAUGES = ("alive", "suspect", "dead", "left", "local_health_score", "updates_waiting")
+EXCHANGE_GAUGES = ("transfers", "givers", "askers", "outstanding_bytes", "serve_buffered_bytes")
+
+
+@attrs.frozen
+class _Resources:
+    """What a node owns of the outside world; each is opened and closed in one place."""
+
+    identity: Identity
+    bus: EventBus
+    blame: BlameLedger
+    store: Store
+    transport: Libp2pTransport
+    datagrams: UdpDatagrams
+    directory: KadDirectory
+
+
+@asynccontextmanager
+async def open_node(config: HerdConfig) -> AsyncIterator[HerdNode]:
+    """A running node with its HTTP API, until the block ends; then it tells the others that it leaves.
+
+    It has joined its mesh when a bootstrap peer or a remembered member could be reached; else it goes on trying.
+    Raises a HerdError when it cannot start: JoinRefused when no bootstrap peer admits it, UsageError and StoreError
+    naming the file, port or setting that is in the way.
+    """
+    with holding_home(config.home):
+        async with AsyncExitStack() as stack:
+            resources = await _open_resources(config, stack)
+            node, discovery, exchange = _assemble(config, resources)
+            metrics = _metrics(node, resources, discovery, exchange)
+            async with open_background() as nursery:
+                for service in (resources.store, node.membership, node.catalog, exchange, discovery):
+                    await nursery.start(service.run)
+                node.api = await nursery.start(serve_api, node, config.api, metrics)
+                if config.network.mdns:
+                    await stack.enter_async_context(
+                        open_mdns(resources.identity.peer_id, resources.transport.addresses(), node.membership.meet)
+                    )
+                await node.membership.join()
+                await nursery.start(node.models.run)
+                try:
+                    yield node
+                finally:
+                    with trio.move_on_after(LEAVE_TIMEOUT_S, shield=True):
+                        await node.membership.leave()
+
+
+async def _open_resources(config: HerdConfig, stack: AsyncExitStack) -> _Resources:
+    network = config.network
+    identity = load_or_create_identity(config.home)
+    door = MeshKeyDoor(settle_mesh_key(config.home, config.mesh_key, joining=bool(network.bootstrap)))
+    bus = EventBus()
+    blame = BlameLedger(bus)
+    store = await stack.enter_async_context(open_store(config.store, bus))
+    transport = await stack.enter_async_context(open_libp2p_transport(identity, door, network, blame))
+    advertise = network.advertise[0] if network.advertise else ""
+    datagrams = await stack.enter_async_context(
+        open_udp_datagrams(identity, door, network.host, _datagram_port(network.port, transport), advertise=advertise)
+    )
+    directory = await stack.enter_async_context(open_kad_directory(transport))
+    return _Resources(identity, bus, blame, store, transport, datagrams, directory)
+
+
+def _datagram_port(configured: int, transport: Libp2pTransport) -> int:
+    """The port for datagrams: the streams' own number, so that a firewall needs one rule, where it is free."""
+    if configured:
+        return configured
+    number = int(Multiaddr(transport.addresses()[0]).value_for_protocol("tcp"))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind(("", number))
+        except OSError:
+            return 0
+    return number
+
+
+def _assemble(config: HerdConfig, resources: _Resources) -> tuple[LocalNode, DiscoveryService, ExchangeService]:
+    identity, bus, blame = resources.identity, resources.bus, resources.blame
+    store, transport = resources.store, resources.transport
+    peer_id, rng = identity.peer_id, random.Random(secrets.randbits(128))
+    membership = MembershipService(
+        transport,
+        resources.datagrams,
+        config.membership,
+        peer_id,
+        identity.sign,
+        rng,
+        bus,
+        blame,
+        config.home,
+        config.labels,
+        store.free_disk_bytes,
+        config.network.bootstrap,
+    )
+    catalog = CatalogService(
+        transport,
+        config.catalog,
+        peer_id,
+        identity.sign,
+        rng,
+        bus,
+        blame,
+        membership.alive,
+        config.home / CATALOG_FILE_NAME,
+        time.time,
+    )
+    discovery = DiscoveryService(
+        resources.directory, catalog, transport, peer_id, config.discovery, blame, membership.alive
+    )
+    exchange = ExchangeService(transport, store.blobs, blame, bus, config.exchange, peer_id, rng)
+    models = ModelService(
+        models=store,
+        blobs=store.blobs,
+        catalog=catalog,
+        discovery=discovery,
+        exchange=exchange,
+        bus=bus,
+        peer_id=peer_id,
+    )
+
+    def member_changed(peer: PeerId, takes_part: bool) -> None:
+        member = membership.member(peer)
+        if takes_part and member is not None:
+            catalog.peer_joined(peer)
+            discovery.peer_joined(peer, member.record.addresses)
+
+    membership.subscribe_alive(member_changed)
+    node = LocalNode(
+        config=config,
+        version=version("llamaherd"),
+        peer_id=peer_id,
+        events=bus,
+        blame=blame,
+        store=store,
+        transport=transport,
+        membership=membership,
+        catalog=catalog,
+        models=models,
+    )
+    return node, discovery, exchange
+
+
+def _metrics(node: LocalNode, resources: _Resources, discovery: DiscoveryService, exchange: ExchangeService) -> Metrics:
+    metrics = Metrics(node.version)
+    for name, statistics, gauges in (
+        ("store", resources.store.statistics, STORE_GAUGES),
+        ("transport", resources.transport.statistics, ("connections", "handshakes", "streams")),
+        ("datagrams", resources.datagrams.statistics, ()),
+        ("dht", resources.directory.statistics, ("peers", "values", "provided_keys")),
+        ("membership", node.membership.statistics, MEMBERSHIP_GAUGES),
+        ("catalog", node.catalog.statistics, ("versions", "names", "owners", "holdings", "size_bytes", "streams")),
+        ("discovery", discovery.statistics, ()),
+        ("exchange", exchange.statistics, EXCHANGE_GAUGES),
+    ):
+        metrics.register_statistics(name, statistics, gauges=gauges)
+    metrics.register_statistics("blame", resources.blame.statistics, label="reason")
+    return metrics

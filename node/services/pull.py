@@ -1,0 +1,170 @@
+"""One pull of one model: its blobs from whoever holds them, its manifest last, and how far it is meanwhile."""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import attrs
+import trio
+
+from node.errors import HerdError
+from node.events import EventBus, TransferEnded, TransferProgressed
+from node.facade import OnProgress
+from node.ports import Models
+from node.services.exchange import ExchangeService
+from node.services.exchange_transfer import FetchProgress, FetchReport
+from node.views import Progress, PullReport, TransferView
+from protocols.catalog.records import BlobEntry, VersionRecord
+from protocols.ids import Digest, PeerId, RecipeId
+from protocols.names import ModelName
+
+log = logging.getLogger("herd.pull")
+
+BLOBS_AT_ONCE = 4
+"""A model of thousands of small layers must not wait a round trip for each; large blobs fill the link alone."""
+
+PROGRESS_INTERVAL_S = 0.1
+
+
+@attrs.define
+class _BlobState:
+    held_bytes: int = 0
+    resumed_bytes: int = 0
+    sources: dict[PeerId, int] = attrs.field(factory=dict)
+
+
+class Pull:
+    """One running pull. `listeners` may be added to while it runs; each gets every progress from then on."""
+
+    def __init__(
+        self,
+        operation_id: str,
+        version: VersionRecord,
+        *,
+        sources: Callable[[Digest], Sequence[PeerId]],
+        exchange: ExchangeService,
+        models: Models,
+        bus: EventBus,
+        listeners: list[OnProgress],
+    ) -> None:
+        self.version = version
+        self._id = operation_id
+        self._name = ModelName.parse(version.name)
+        self._sources = sources
+        self._exchange = exchange
+        self._models = models
+        self._bus = bus
+        self._listeners = listeners
+        self._phase = "fetching"
+        self._started_s = trio.current_time()
+        self._told_s = float("-inf")
+        self._blobs: dict[Digest, _BlobState] = {entry.digest: _BlobState() for entry in version.blobs}
+        self._reports: list[FetchReport] = []
+
+    async def run(self) -> PullReport:
+        """Fetch, verify, place. Whatever ends it is told on the bus; what was fetched stays for a resume."""
+        outcome, detail = "cancelled", "nobody waits for it any more"
+        try:
+            report = await self._fetch_and_place()
+            outcome, detail = "verified", f"{report.fetched_bytes} bytes fetched"
+            return report
+        except HerdError as error:
+            outcome, detail = "failed", str(error)
+            raise
+        finally:
+            seconds = trio.current_time() - self._started_s
+            log.info("pull %s of %s %s after %.2f s: %s", self._id, self._name.display(), outcome, seconds, detail)
+            self._bus.publish(
+                TransferEnded(self._id, self._name.display(), outcome, detail, seconds, self.view().sources)
+            )
+
+    async def _fetch_and_place(self) -> PullReport:
+        self._tell("fetching", now=True)
+        await self._fetch_all()
+        self._tell("writing", now=True)
+        await self._models.place_model(self._name, self.version.manifest)
+        self._tell("done", now=True)
+        fetched = sum(report.fetched_bytes for report in self._reports)
+        resumed = sum(report.resumed_bytes for report in self._reports)
+        return PullReport(
+            operation_id=self._id,
+            name=self._name.display(),
+            digest=self.version.manifest_digest,
+            size_bytes=self.version.size_bytes,
+            fetched_bytes=fetched,
+            resumed_bytes=resumed,
+            local_bytes=self.version.size_bytes - fetched - resumed,
+            seconds=trio.current_time() - self._started_s,
+            sources=self.view().sources,
+            verified=True,
+        )
+
+    async def _fetch_all(self) -> None:
+        # The first failure ends the pull; HerdErrors of several blobs at once are told as the first of them.
+        failures: list[HerdError] = []
+        waiting = list(reversed(self.version.blobs))
+
+        async def fetch_some() -> None:
+            while waiting and not failures:
+                try:
+                    await self._fetch(waiting.pop())
+                except HerdError as error:
+                    failures.append(error)
+                    nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(min(BLOBS_AT_ONCE, len(waiting))):
+                nursery.start_soon(fetch_some)
+        if failures:
+            raise failures[0]
+
+    async def _fetch(self, entry: BlobEntry) -> None:
+        def progressed(progress: FetchProgress) -> None:
+            state = self._blobs[entry.digest]
+            state.held_bytes = progress.held_bytes
+            state.resumed_bytes = progress.resumed_bytes
+            state.sources = dict(progress.sources)
+            self._tell("fetching", digest=entry.digest)
+
+        report = await self._exchange.fetch(
+            entry.digest,
+            entry.size_bytes,
+            recipe_id=RecipeId(entry.recipe_id) if entry.recipe_id else None,
+            sources=partial(self._sources, entry.digest),
+            on_progress=progressed,
+        )
+        self._reports.append(report)
+        self._blobs[entry.digest] = _BlobState(entry.size_bytes, report.resumed_bytes, dict(report.sources))
+        self._tell("fetching", digest=entry.digest)
+
+    def view(self) -> TransferView:
+        """How far the pull is, now."""
+        sources: Counter[str] = Counter()
+        for state in self._blobs.values():
+            sources.update(state.sources)
+        return TransferView(
+            operation_id=self._id,
+            model=self._name.display(),
+            phase=self._phase,
+            held_bytes=sum(state.held_bytes for state in self._blobs.values()),
+            size_bytes=self.version.size_bytes,
+            resumed_bytes=sum(state.resumed_bytes for state in self._blobs.values()),
+            sources=dict(sources),
+            seconds=trio.current_time() - self._started_s,
+        )
+
+    def _tell(self, phase: str, *, digest: str = "", now: bool = False) -> None:
+        self._phase = phase
+        if not now and trio.current_time() < self._told_s + PROGRESS_INTERVAL_S:
+            return
+        self._told_s = trio.current_time()
+        view = self.view()
+        progress = Progress(
+            self._id, view.model, phase, view.held_bytes, view.size_bytes, view.resumed_bytes, view.sources, digest
+        )
+        self._bus.publish(
+            TransferProgressed(self._id, view.model, digest, view.held_bytes, view.size_bytes, view.sources)
+        )
+        for listener in list(self._listeners):
+            listener(progress)
