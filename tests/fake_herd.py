@@ -15,6 +15,7 @@ from node.api.server import serve_api
 from node.cli import main
 from node.config import HerdConfig
 from node.errors import JoinRefused
+from node.home import holding_home
 from node.metrics import Metrics
 from tests.support_node import FakeNode
 
@@ -23,28 +24,27 @@ from tests.support_node import FakeNode
 async def open_fake(config: HerdConfig) -> AsyncIterator[FakeNode]:
     """What `node.app` gives, over a FakeNode."""
     start = os.environ.get("FAKE_START", "")
-    async with trio.open_nursery() as nursery:
-        if start == "refused":
-            raise JoinRefused("the mesh keys differ; give this host the mesh key of the mesh")
-        if start == "broken":
-            raise RuntimeError("a bug")
-        if start == "slow":
-            await trio.sleep_forever()
-        node = FakeNode(nursery)
-        node.api = await nursery.start(serve_api, node, config.api, Metrics("0.1.0"))
-        try:
-            yield node
-        finally:
-            print("left well", file=sys.stderr)
-            if start == "stuck":
-                with trio.CancelScope(shield=False):
+    with holding_home(config.home):
+        async with trio.open_nursery() as nursery:
+            if start == "refused":
+                raise JoinRefused("the mesh keys differ; give this host the mesh key of the mesh")
+            if start == "broken":
+                raise RuntimeError("a bug")
+            if start == "slow":
+                await trio.sleep_forever()
+            node = FakeNode(nursery)
+            node.api = await nursery.start(serve_api, node, config.api, Metrics("0.1.0"))
+            try:
+                yield node
+            finally:
+                print("left well", file=sys.stderr)
+                if start == "stuck":
                     await trio.sleep_forever()
-        nursery.cancel_scope.cancel()
+            nursery.cancel_scope.cancel()
 
 
 fake_app = types.ModuleType("node.app")
 fake_app.open_node = open_fake  # type: ignore[attr-defined]
-fake_app.serve_node = open_fake  # type: ignore[attr-defined]
 sys.modules["node.app"] = fake_app
 
 if __name__ == "__main__":

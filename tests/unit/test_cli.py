@@ -15,10 +15,10 @@ import pytest
 import trio
 
 from node.cli.node_file import NodeFile, announced, find_node
-from node.home import holding_home
 from node.cli.root import run
 from node.errors import NodeUnreachable, UsageError, VerificationFailed
 from node.events import MemberChanged
+from node.home import holding_home
 from tests.support_node import BOB, PEER, FakeNode, served_node
 
 ROOT = Path(__file__).parents[2]
@@ -315,7 +315,7 @@ async def test_up_says_ready_serves_its_home_and_leaves_well(tmp_path: Path, how
         assert (node.pid, node.peer, node.addresses) == (process.pid, PEER, [ready.split()[1]])
         assert (tmp_path / "node.json").stat().st_mode & 0o777 == 0o600
         assert (await herd(tmp_path, "status", "--json")).document()["api"] == node.api
-        second = await herd(tmp_path, "up")
+        second = await herd(tmp_path, "up", program="tests.fake_herd")
         assert second.code == 2
         assert "a node of this home is already running" in second.err
         process.send_signal(how)
