@@ -6,6 +6,7 @@ is the proof, repeated in every run, that it would notice if a cure were taken o
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
 
 import attrs
 import pytest
@@ -14,12 +15,13 @@ from libp2p import new_host
 from libp2p.abc import IHost, INetStream
 from libp2p.crypto.x25519 import create_new_key_pair
 from libp2p.network.config import ConnectionConfig
+from libp2p.peer.id import ID
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as NoiseTransport
 from multiaddr import Multiaddr
 
 from node.identity import Identity
-from node.ports import Door, Stream
+from node.ports import Door, Stream, TransportError
 from node.transport import multistream
 from node.transport.addresses import tcp_target
 from node.transport.admission import admit_as_dialer
@@ -186,3 +188,36 @@ async def _stock_echo5(stream: INetStream) -> None:
 async def _stock_fail(stream: INetStream) -> None:
     await stream.read(5)
     raise ValueError("a handler of this test fails")
+
+
+class PipeEnd(SecuredConnection):
+    """An encrypted channel without encryption and socket: what door and multiplexer see of one, under any clock."""
+
+    def __init__(self, stream: trio.StapledStream[Any, Any], peer: PeerId, *, dialed_here: bool) -> None:
+        self.peer = peer
+        self.remote_peer = ID.from_base58(peer)
+        self.dialed_here = dialed_here
+        self.remote_host = "127.0.0.1"
+        self._stream = stream
+
+    async def read(self, n: int | None = None) -> bytes:
+        """1 to `n` bytes."""
+        try:
+            return bytes(await self._stream.receive_some(n))
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise TransportError("broken") from error
+
+    async def write(self, data: bytes) -> None:
+        """All bytes."""
+        try:
+            await self._stream.send_all(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise TransportError("broken") from error
+
+    async def finish(self) -> None:
+        """Half-close."""
+        await self._stream.send_eof()
+
+    async def close(self) -> None:
+        """Close both ways."""
+        await self._stream.aclose()

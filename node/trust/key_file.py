@@ -37,15 +37,16 @@ def load_key(path: Path) -> bytes | None:
         return None
     except OSError as error:
         raise UsageError(f"{path}: cannot read the key: {error.strerror}") from error
-    with open(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
+        mode = stat.S_IMODE(status.st_mode)
         if not stat.S_ISREG(status.st_mode):
             raise UsageError(f"{path}: a key is a regular file; move away what stands there")
-        if stat.S_IMODE(status.st_mode) & 0o077:
-            raise UsageError(
-                f"{path}: others may read this key (mode {stat.S_IMODE(status.st_mode):04o}); run: chmod 600 {path}"
-            )
-        data = file.read(_READ_SIZE_BYTES_MAX)
+        if mode & 0o077:
+            raise UsageError(f"{path}: others may read this key (mode {mode:04o}); run: chmod 600 {path}")
+        data = os.read(descriptor, _READ_SIZE_BYTES_MAX)
+    finally:
+        os.close(descriptor)
     return parse_key(data.decode("ascii", "replace"), str(path))
 
 
