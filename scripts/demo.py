@@ -127,9 +127,10 @@ async def share(nodes: list[HerdProcess], model: Path) -> tuple[str, dict[str, P
     reports: dict[str, PullReport] = {}
     columns = (TextColumn("{task.description:6}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bars:
+        for node in nodes[1:]:
+            await node.wait_found(added.name)
         async with trio.open_nursery() as nursery:
             for node in nodes[1:]:
-                await node.wait_found(added.name)
                 nursery.start_soon(pull_showing, node, added.name, bars, reports)
     return added.name, reports
 

@@ -94,9 +94,10 @@ async def pull_at_once(nodes: Sequence[HerdProcess], name: str) -> dict[str, Pul
     reports: dict[str, PullReport] = {}
 
     async def pull(node: HerdProcess) -> None:
-        await node.wait_found(name)
         reports[node.peer] = await node.pull(name)
 
+    for node in nodes:
+        await node.wait_found(name)
     async with trio.open_nursery() as nursery:
         for node in nodes:
             nursery.start_soon(pull, node)

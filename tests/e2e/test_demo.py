@@ -4,13 +4,15 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 import trio
 
 from scripts.demo import parse_options
-from scripts.herd_process import Lines
+from scripts.herd_process import Lines, end
 from scripts.store_reader import StoreProblem, check_blob, read_stored_model
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
@@ -18,28 +20,52 @@ pytestmark = [pytest.mark.processes, pytest.mark.slow]
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
-async def start_demo(folder: Path, *arguments: str | Path) -> trio.Process:
+class Demo:
+    """A running demo: its lines as they come, and all of them so far."""
+
+    def __init__(self, process: trio.Process) -> None:
+        assert process.stdout is not None
+        self.process = process
+        self.seen: list[str] = []
+        self._lines = Lines(process.stdout)
+
+    async def read_to(self, text: str) -> None:
+        """Read on until a line holds the text; fails with everything said when the demo ends before."""
+        async for line in self._lines:
+            self.seen.append(line)
+            if text in line:
+                return
+        pytest.fail("the demo ended early:\n" + "\n".join(self.seen))
+
+    async def ended(self) -> tuple[int, str]:
+        """Read to the end: exit code, and everything that was said."""
+        self.seen += [line async for line in self._lines]
+        return await self.process.wait(), "\n".join(self.seen)
+
+
+@asynccontextmanager
+async def running_demo(folder: Path, *arguments: str | Path) -> AsyncIterator[Demo]:
     """The demo as its own process, with `folder` as the only place for temporary files."""
-    return await trio.lowlevel.open_process(
+    process = await trio.lowlevel.open_process(
         [sys.executable, "-P", "-m", "scripts.demo", *map(str, arguments)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env={**os.environ, "PYTHONPATH": str(CHECKOUT), "TMPDIR": str(folder), "COLUMNS": "120"},
     )
-
-
-async def output_of(process: trio.Process) -> str:
     assert process.stdout is not None
     async with process.stdout:
-        return "\n".join([line async for line in Lines(process.stdout)])
+        try:
+            yield Demo(process)
+        finally:
+            await end(process)
 
 
 async def test_once_shows_three_stores_with_one_verified_model(tmp_path: Path) -> None:
     with trio.fail_after(120):
-        demo = await start_demo(tmp_path, "--once", "--size-mb", "24")
-        shown = await output_of(demo)
-        assert await demo.wait() == 0, shown
+        async with running_demo(tmp_path, "--once", "--size-mb", "24") as demo:
+            exit_code, shown = await demo.ended()
+    assert exit_code == 0, shown
     for row in ("one", "two", "three"):
         assert any(row in line and "yes, " in line for line in shown.splitlines()), shown
     assert left_in(tmp_path) == []
@@ -51,9 +77,9 @@ async def test_a_bad_file_ends_it_with_herds_own_word_and_code(tmp_path: Path) -
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     with trio.fail_after(120):
-        demo = await start_demo(scratch, bad, "--once")
-        shown = await output_of(demo)
-        assert await demo.wait() == 2, shown
+        async with running_demo(scratch, bad, "--once") as demo:
+            exit_code, shown = await demo.ended()
+    assert exit_code == 2, shown
     assert "bad.gguf" in shown
     assert "Traceback" not in shown
     assert left_in(scratch) == []
@@ -61,17 +87,12 @@ async def test_a_bad_file_ends_it_with_herds_own_word_and_code(tmp_path: Path) -
 
 async def test_ctrl_c_ends_the_demo_and_its_nodes(tmp_path: Path) -> None:
     with trio.fail_after(120):
-        demo = await start_demo(tmp_path, "--size-mb", "24")
-        assert demo.stdout is not None
-        async with demo.stdout:
-            lines = Lines(demo.stdout)
-            seen = [await anext(lines)]
-            while "until Ctrl-C" not in seen[-1]:
-                seen.append(await anext(lines))
+        async with running_demo(tmp_path, "--size-mb", "24") as demo:
+            await demo.read_to("until Ctrl-C")
             assert len(running_herds(tmp_path)) == 3
-            demo.send_signal(signal.SIGINT)
-            seen += [line async for line in lines]
-        assert await demo.wait() == 0, seen
+            demo.process.send_signal(signal.SIGINT)
+            exit_code, shown = await demo.ended()
+    assert exit_code == 0, shown
     assert running_herds(tmp_path) == []
     assert left_in(tmp_path) == []
 
