@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import attrs
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
@@ -30,6 +30,9 @@ TRANSFER_SECONDS = (0.1, 0.5, 1, 5, 10, 30, 60, 300, 900, 3600, 14_400)
 REQUEST_SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 30, 300, 3600)
 
 Statistics = Callable[[], Any]
+
+# The series `.._created` beside every counter tell when it began, which no reader of ours asks.
+disable_created_metrics()
 
 
 @attrs.frozen
@@ -52,8 +55,8 @@ class Metrics:
         Gauge("herd_build_info", "The program that answers.", ["version"], registry=self.registry).labels(version).set(
             1
         )
-        self._transfer_bytes = Counter(
-            "herd_transfer_bytes", "Checked chunk bytes.", ["direction", "peer"], registry=self.registry
+        self._received_bytes = Counter(
+            "herd_transfer_received_bytes", "Checked chunk bytes of pulls.", ["peer"], registry=self.registry
         )
         self._transfers = Counter("herd_transfers", "Pulls that ended.", ["outcome"], registry=self.registry)
         self._transfer_seconds = Histogram(
@@ -93,10 +96,6 @@ class Metrics:
         """
         self._sources[service] = _Source(statistics, label, frozenset(gauges))
 
-    def count_sent(self, peer: str, size_bytes: int) -> None:
-        """Count chunk bytes served to a peer."""
-        self._transfer_bytes.labels("sent", self._peer_label(peer)).inc(size_bytes)
-
     def observe_request(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count one answered request; the route is an endpoint's name, so the number of series is bounded."""
         known = method if method in ("GET", "HEAD", "POST", "DELETE") else "other"
@@ -115,10 +114,11 @@ class Metrics:
 
     def _count(self, event: object) -> None:
         match event:
-            case TransferProgressed(operation_id=operation_id, sources=sources, digest=digest):
-                self._count_received(f"{operation_id} {digest}", sources)
+            case TransferProgressed(operation_id=operation_id, sources=sources):
+                self._count_received(operation_id, sources)
             case TransferEnded(operation_id=operation_id, outcome=outcome, seconds=seconds, sources=sources):
-                self._count_rest(operation_id, sources)
+                self._count_received(operation_id, sources)
+                del self._counted[operation_id]
                 self._transfers.labels(outcome).inc()
                 self._transfer_seconds.labels(outcome).observe(seconds)
             case StoreChanged(change=change):
@@ -126,29 +126,17 @@ class Metrics:
             case EventsLost(count=count):
                 self._events_lost.inc(count)
 
-    def _count_received(self, key: str, sources: Mapping[str, int]) -> None:
-        counted = self._counted.pop(key, {})
+    def _count_received(self, operation_id: str, sources: Mapping[str, int]) -> None:
+        """Events tell the sums of a whole operation; what grew since the last one is new."""
+        counted = self._counted.pop(operation_id, {})
         for peer, total in sources.items():
-            # A resumed operation may start again from nothing; what was counted stays counted.
             new = total - counted.get(peer, 0)
             if new > 0:
-                self._transfer_bytes.labels("received", self._peer_label(peer)).inc(new)
+                self._received_bytes.labels(self._peer_label(peer)).inc(new)
                 counted[peer] = total
-        self._counted[key] = counted
+        self._counted[operation_id] = counted
         if len(self._counted) > OPERATIONS_MAX:
             del self._counted[next(iter(self._counted))]
-
-    def _count_rest(self, operation_id: str, sources: Mapping[str, int]) -> None:
-        """What the end of an operation tells beyond its progress, and forget it."""
-        keys = [key for key in self._counted if key.partition(" ")[0] == operation_id]
-        counted: dict[str, int] = {}
-        for key in keys:
-            for peer, size_bytes in self._counted.pop(key).items():
-                counted[peer] = counted.get(peer, 0) + size_bytes
-        for peer, total in sources.items():
-            rest = total - counted.get(peer, 0)
-            if rest > 0:
-                self._transfer_bytes.labels("received", self._peer_label(peer)).inc(rest)
 
     def _peer_label(self, peer: str) -> str:
         if peer not in self._peers:

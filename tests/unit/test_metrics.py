@@ -16,7 +16,7 @@ from tests.support_node import BOB, FakeNode, served_node
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, tuple[str, ...]], float]:
-    """Every sample by name and label values (in the order of the labels' names), as a Prometheus server would read them."""
+    """Every sample by name and label values (labels in order of their names), as Prometheus reads them."""
     return read(generate_latest(metrics.registry).decode())
 
 
@@ -91,16 +91,16 @@ async def test_every_received_byte_is_counted_once() -> None:
         metrics,
         progressed("sha256:a", bob=10),
         progressed("sha256:a", bob=30, eve=5),
-        progressed("sha256:b", bob=20),
-        progressed("sha256:a", bob=30, eve=5),  # told again
+        progressed("sha256:b", bob=50, eve=5),  # sums of the whole pull, whichever blob is coming in
+        progressed("sha256:b", bob=50, eve=5),  # told again
         TransferEnded("pull-1", "m", "verified", "", 2.0, {"bob": 60, "eve": 5}),  # 10 more than was told before
         TransferEnded("pull-2", "m", "failed", "no holder", 1.0, {}),
         StoreChanged("m", "verified", ""),
         EventsLost(3),
     )
     told = samples(metrics)
-    assert told[("herd_transfer_bytes_total", ("received", "bob"))] == 60
-    assert told[("herd_transfer_bytes_total", ("received", "eve"))] == 5
+    assert told[("herd_transfer_received_bytes_total", ("bob",))] == 60
+    assert told[("herd_transfer_received_bytes_total", ("eve",))] == 5
     assert told[("herd_transfers_total", ("verified",))] == 1
     assert told[("herd_transfer_seconds_sum", ("failed",))] == 1
     assert told[("herd_model_changes_total", ("verified",))] == 1
@@ -111,9 +111,9 @@ async def test_many_peers_share_one_series() -> None:
     metrics = Metrics("0.1.0")
     sources = {f"peer-{number:03d}": 1 for number in range(PEER_LABELS_MAX + 10)}
     await follow(metrics, TransferEnded("pull-1", "m", "verified", "", 1.0, sources))
-    received = [key for key in samples(metrics) if key[0] == "herd_transfer_bytes_total"]
+    received = [key for key in samples(metrics) if key[0] == "herd_transfer_received_bytes_total"]
     assert len(received) == PEER_LABELS_MAX + 1
-    assert samples(metrics)[("herd_transfer_bytes_total", ("received", "other"))] == 10
+    assert samples(metrics)[("herd_transfer_received_bytes_total", ("other",))] == 10
 
 
 async def test_a_scrape_of_a_served_node() -> None:
@@ -128,7 +128,7 @@ async def test_a_scrape_of_a_served_node() -> None:
         assert told[("herd_members", ("alive",))] == 1
         assert told[("herd_members", ("dead",))] == 0
         assert told[("herd_stored_bytes", ())] == 3_000_000
-        assert told[("herd_transfer_bytes_total", ("received", BOB))] == 3_000_000
+        assert told[("herd_transfer_received_bytes_total", (BOB,))] == 3_000_000
         assert told[("herd_http_requests_total", ("GET", "status", "200"))] == 1
         assert told[("herd_http_requests_total", ("GET", "unknown", "404"))] == 1
         assert told[("herd_http_requests_total", ("other", "unknown", "404"))] == 1
