@@ -1,14 +1,16 @@
 """Stores for tests: made by hand after Ollama's layout, and snapshots that show whether anything was touched."""
 
+import errno
 import hashlib
 import json
 import os
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import trio
 from blake3 import blake3
 
@@ -185,3 +187,23 @@ def keep_mtime_and_write(path: Path, offset: int, data: bytes) -> None:
         file.seek(offset)
         file.write(data)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+class Faults:
+    """Lets the first `good` calls of some system calls pass and fails every later one, as a dying disk does."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, good: int) -> None:
+        self.left = good
+        self.failed = False
+        for call in ("rename", "link", "fsync", "mkdir", "pwrite", "unlink", "chmod"):
+            monkeypatch.setattr(os, call, self.wrap(getattr(os, call)))
+
+    def wrap(self, call: Callable[..., object]) -> Callable[..., object]:
+        def counted(*arguments: object, **named: object) -> object:
+            self.left -= 1
+            if self.left < 0:
+                self.failed = True
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return call(*arguments, **named)
+
+        return counted

@@ -5,6 +5,7 @@ A hard link costs nothing, a reflink next to nothing, a copy is the last resort.
 
 import errno
 import hashlib
+import logging
 import os
 import stat
 import threading
@@ -45,6 +46,8 @@ from protocols.manifest import GgufModel, model_from_gguf
 from protocols.names import ModelName
 from protocols.recipe.gguf import GgufError, GgufHeader, read_gguf_header
 from protocols.recipe.recipe import Recipe
+
+log = logging.getLogger("herd.store")
 
 _LINK_IMPOSSIBLE = (
     errno.EXDEV,
@@ -97,6 +100,7 @@ class Ingest:
         self._placer = placer
         self._config = config
         self._copying = trio.CapacityLimiter(1)
+        self._lock = trio.Lock()
 
     async def add(
         self, path: Path, name: ModelName, on_progress: Callable[[int, int], None] | None = None
@@ -114,15 +118,17 @@ class Ingest:
         digest, recipe = await self._hasher.hash(source.path, on_progress=report)
         model = _make_model(source, digest)
         added: list[Digest] = []
-        with self._blobs.use([digest, model.config_digest]):
-            try:
-                await self._bring_in(source, digest, recipe, added)
-                await self._put_config(model, added)
-                return await self._placer.place(name, model.manifest_bytes)
-            except BaseException:
-                with trio.CancelScope(shield=True):
-                    await self._take_back(added)
-                raise
+        # One at a time: who takes back what failed must not take it from under another add of the same file.
+        async with self._lock:
+            with self._blobs.use([digest, model.config_digest]):
+                try:
+                    await self._bring_in(source, digest, recipe, added)
+                    await self._put_config(model, added)
+                    return await self._placer.place(name, model.manifest_bytes)
+                except BaseException:
+                    with trio.CancelScope(shield=True):
+                        await self._take_back(added)
+                    raise
 
     async def _bring_in(self, source: Source, digest: Digest, recipe: Recipe, added: list[Digest]) -> None:
         """Have the source's bytes among the whole blobs."""
@@ -165,10 +171,14 @@ class Ingest:
                 continue
             file = self._census.file(digest)
             target = self._layout.whole_blob(digest)
-            await self._disk.run("remove", target, partial(_remove_with_link, self._layout, digest))
-            if file is not None:
-                self._census.drop_file(digest)
-                await self._index.forget([file.key])
+            try:
+                await self._disk.run("remove", target, partial(_remove_with_link, self._layout, digest))
+                if file is not None:
+                    self._census.drop_file(digest)
+                    await self._index.forget([file.key])
+            except StoreError as error:
+                # The reason why the model did not come about matters more than what could not be tidied.
+                log.warning("%s", error)
 
 
 def _check_name(name: ModelName) -> None:

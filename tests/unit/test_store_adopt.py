@@ -11,9 +11,11 @@ import trio
 
 from node.events import EventBus
 from node.ports import BlobMissing
+from node.store import hashing
 from node.store.manifests import ManifestTree
 from node.store.ollama import Layout
 from node.store.store import Store
+from node.store.verify import FileChanged, hash_file
 from protocols.ids import blob_file_name, digest_of
 from tests.support_store import (
     blob_file,
@@ -203,6 +205,50 @@ async def test_a_half_written_manifest_gets_a_moment(tmp_path: Path) -> None:
         assert ("one:latest", "damaged") not in heard(events)
 
 
+async def test_a_manifest_rewritten_in_place_stays_what_it_was_until_it_is_whole(tmp_path: Path) -> None:
+    make_model(tmp_path, "one", [WEIGHTS])
+    bus = EventBus()
+    async with running(tmp_path, bus, settle_s=20) as store:
+        await until_verified(store, "one")
+        with bus.subscribe() as events:
+            manifest_file(tmp_path, "one").write_bytes(b"")  # Ollama truncates, then writes
+            await store.scan()
+            assert await store.complete_manifests() == {name("one"): manifest_for([WEIGHTS])}
+            make_model(tmp_path, "one", [WEIGHTS, TEMPLATE])
+            await events.__anext__()  # added
+            await until_verified(store, "one")
+            assert heard(events) == [("one:latest", "verified")]
+
+
+async def test_a_blob_that_is_still_being_written_is_read_when_it_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_model(tmp_path, "one", [WEIGHTS])
+    attempts: list[Path] = []
+
+    def changing(path: Path, *arguments: Any, **named: Any) -> Any:
+        attempts.append(path)
+        if len(attempts) == 1:
+            raise FileChanged(f"{path} was written to")
+        return hash_file(path, *arguments, **named)
+
+    monkeypatch.setattr(hashing, "hash_file", changing)
+    bus = EventBus()
+    with bus.subscribe() as events:
+        async with running(tmp_path, bus) as store:
+            await until_verified(store, "one")
+        assert len(attempts) == 3
+        assert heard(events) == [("one:latest", "added"), ("one:latest", "verified")]
+
+
+async def test_blobs_of_very_old_stores_are_adopted_under_their_old_names(tmp_path: Path) -> None:
+    make_model(tmp_path, "one", [WEIGHTS])
+    blob_file(tmp_path, WEIGHTS).rename(tmp_path / "blobs" / digest_of(WEIGHTS))
+    async with running(tmp_path) as store:
+        await until_verified(store, "one")
+        assert await read_all(store, digest_of(WEIGHTS)) == WEIGHTS
+
+
 async def test_a_manifest_that_stays_broken_is_reported_once_and_can_be_removed(tmp_path: Path) -> None:
     make_model(tmp_path, "one", [WEIGHTS])
     path = manifest_file(tmp_path, "one")
@@ -280,7 +326,7 @@ async def test_the_background_reads_at_the_configured_rate(tmp_path: Path) -> No
     started = trio.current_time()
     os.utime(blob_file(tmp_path, data))
     async with running(tmp_path, verify_rate_bytes_per_s=1):
-        await trio.sleep(0.05)
+        await trio.sleep(0.05)  # real time: until a worker thread is in the middle of reading
     assert trio.current_time() - started < 5  # a slow reader is stopped, not waited for
 
 

@@ -18,6 +18,7 @@ from protocols.ids import digest_of
 from tests.reference_reader import model_names, read_model, stray_files
 from tests.support_recipe import LLAMA_METADATA, STRING, UINT32, gguf_bytes
 from tests.support_store import (
+    Faults,
     blob_file,
     herd_files,
     manifest_file,
@@ -294,3 +295,32 @@ async def test_a_blob_received_before_is_not_brought_in_again(models: Path, sour
         await store.add_gguf(source, name("x"))
     assert not blob_file(models, GGUF).samefile(source)
     read_model(models, "x").verify()
+
+
+@pytest.mark.slow
+async def test_whatever_step_of_adding_fails_the_store_is_whole_and_the_source_unchanged(tmp_path: Path) -> None:
+    for good in range(200):
+        models, source = tmp_path / str(good), tmp_path / f"{good}.gguf"
+        source.write_bytes(GGUF)
+        async with opened(models) as store:
+            with pytest.MonkeyPatch.context() as patched:
+                faults = Faults(patched, good)
+                problem = "the disk reports an error"
+                try:
+                    await store.add_gguf(source, name("x"))
+                except StoreError as error:
+                    problem = str(error)
+        assert "the disk reports an error" in problem
+        assert source.read_bytes() == GGUF
+        for found in model_names(models):
+            read_model(models, found.removeprefix("registry.ollama.ai/")).verify()
+        async with opened(models) as store:
+            await store.add_gguf(source, name("x"))
+        read_model(models, "x").verify()
+        assert stray_files(models) == []
+        assert herd_files(models) == []
+        if not faults.failed:
+            break
+    else:
+        pytest.fail("adding never came to an end")
+    assert good > 15

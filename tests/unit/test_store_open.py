@@ -13,7 +13,18 @@ from node.ports import StoreError
 from node.store.config import StoreConfig
 from node.store.files import Disk, FileKey, OpenFile, explain
 from node.store.index import Index, KnownFile
-from tests.support_store import cut, make_model, name, opened, random_bytes, running, snapshot, until_state
+from tests.support_store import (
+    cut,
+    make_model,
+    manifest_for,
+    name,
+    opened,
+    random_bytes,
+    receive_all,
+    running,
+    snapshot,
+    until_state,
+)
 
 WEIGHTS = random_bytes(30_000)
 
@@ -63,23 +74,90 @@ trio.run(main)
 """
 
 
+def _in_own_mounts(mount: str, program: str, models: Path) -> "subprocess.CompletedProcess[str]":
+    """Run a program that alone sees a mount; the test is skipped where that cannot be done."""
+    if shutil.which("unshare") is None or os.geteuid() != 0:
+        pytest.skip("only root can mount something for one process")
+    command = ["unshare", "--mount", "sh", "-c", f'{mount} && exec "$0" -c "$1" {models}', sys.executable, program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, cwd=Path(__file__).parents[2])
+    if done.returncode != 0 and ("unshare:" in done.stderr or "mount:" in done.stderr):
+        pytest.skip(f"no mounts here: {done.stderr.strip()}")
+    return done
+
+
 async def test_a_read_only_store_is_refused_in_one_line_and_not_touched(tmp_path: Path) -> None:
     models = tmp_path / "models"
     make_model(models, "one", [WEIGHTS])
     before = snapshot(models)
-    mount = f"mount --bind {models} {models} && mount -o remount,ro,bind {models}"
-    command = ["unshare", "--mount", "sh", "-c", f'{mount} && exec "$0" -c "$1" {models}', sys.executable, READ_ONLY]
-    if shutil.which("unshare") is None or os.geteuid() != 0:
-        pytest.skip("only root can make a store read-only for one process")
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, cwd=Path(__file__).parents[2])
-    if done.returncode != 0 and "unshare" in done.stderr:
-        pytest.skip(f"no mount namespaces here: {done.stderr.strip()}")
+    done = _in_own_mounts(f"mount --bind {models} {models} && mount -o remount,ro,bind {models}", READ_ONLY, models)
     assert done.stdout == (
         f"StoreError cannot make {models}/.herd: the file system is read-only: mount it writable,"
         " or use another directory of models; herd keeps its index and unfinished downloads in"
         f" {models}/.herd\n"
     )
     assert snapshot(models) == before
+
+
+FULL_DISK = """
+import sys, trio
+from pathlib import Path
+from node.ports import StoreError
+from tests.support_store import chunks_of, cut, opened, random_bytes, read_all
+
+async def main():
+    models = Path(sys.argv[1])
+    data = random_bytes(3_000_000)
+    recipe, chunks = cut(data, 100_000), chunks_of(data, 100_000)
+    async with opened(models, sync_interval_bytes=300_000) as store:
+        partial = await store.blobs.receive(recipe)
+        try:
+            await store.blobs.receive(cut(random_bytes(3_000_000, 2), 100_000))
+        except StoreError as error:
+            print("refused", "bytes are missing" in str(error))
+        for index in range(10):
+            await partial.write(index, chunks[index])
+        ballast = models / "ballast"
+        with ballast.open("wb", buffering=0) as file:
+            try:
+                while True:
+                    file.write(bytes(4096))
+            except OSError:
+                pass
+        try:
+            for index in range(10, 30):
+                await partial.write(index, chunks[index])
+        except StoreError as error:
+            print("failed", "disk" in str(error), "\\n" not in str(error))
+        print("held", len(partial.held()) >= 10)
+        ballast.unlink()
+        for index in range(30):
+            await partial.write(index, chunks[index])
+        await partial.finish()
+        await partial.close()
+        print("whole", await read_all(store, recipe.digest) == data)
+
+trio.run(main)
+"""
+
+
+async def test_a_disk_that_is_really_full_is_survived(tmp_path: Path) -> None:
+    done = _in_own_mounts(f"mount -t tmpfs -o size=5m none {tmp_path}", FULL_DISK, tmp_path)
+    assert done.stdout.splitlines() == ["refused True", "failed True True", "held True", "whole True"], done.stderr
+
+
+async def test_root_gives_what_it_makes_to_the_owner_of_the_store(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a file to another user")
+    models = tmp_path / "models"
+    models.mkdir()
+    os.chown(models, 12345, 12346)
+    async with opened(models) as store:
+        await receive_all(store, WEIGHTS)
+        await receive_all(store, b"{}")
+        await store.place_model(name("bob/x"), manifest_for([WEIGHTS], b"{}"))
+    made = [path for path in models.rglob("*") if ".herd" not in path.parts]
+    assert len(made) == 2 + 4 + 2
+    assert {(path.stat().st_uid, path.stat().st_gid) for path in made} == {(12345, 12346)}
 
 
 async def test_an_index_of_a_later_release_is_left_alone(tmp_path: Path) -> None:
@@ -151,8 +229,8 @@ async def test_figures_add_up(tmp_path: Path) -> None:
     [
         ("/a", {"OLLAMA_MODELS": "/b"}, "/a"),
         ("", {"OLLAMA_MODELS": ' "/b c" '}, "/b c"),
-        ("", {"OLLAMA_MODELS": "", "HOME": "/home/bob"}, "/home/bob/.ollama/models"),
-        ("", {"HOME": "/home/bob"}, "/home/bob/.ollama/models"),
+        ("", {"OLLAMA_MODELS": "", "HOME": "/h/bob"}, "/h/bob/.ollama/models"),
+        ("", {"HOME": "/h/bob"}, "/h/bob/.ollama/models"),
     ],
 )
 def test_the_store_is_where_ollama_would_look(setting: str, environment: dict[str, str], expected: str) -> None:

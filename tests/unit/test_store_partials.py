@@ -306,7 +306,7 @@ async def test_a_waiting_batch_is_synced_by_time_too(tmp_path: Path) -> None:
         for _ in range(500):
             if RECIPE.digest in await store._index.partials():
                 break
-            await trio.sleep(0.01)
+            await trio.sleep(0.01)  # real time: the store's own worker thread commits
         assert list((await store._index.partials())[RECIPE.digest].bits) == [6]
         await partial.close()
 

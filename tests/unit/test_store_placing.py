@@ -18,6 +18,7 @@ from protocols.errors import RemoteProtocolError
 from protocols.ids import blob_file_name, digest_of
 from tests.reference_reader import model_names, read_model, stray_files
 from tests.support_store import (
+    Faults,
     blob_file,
     heard,
     herd_files,
@@ -212,26 +213,6 @@ async def test_a_file_system_without_hard_links_moves_the_files(
         assert await read_all(store, digest_of(WEIGHTS)) == WEIGHTS
     read_model(tmp_path, "x").verify()
     assert herd_files(tmp_path) == []
-
-
-class Faults:
-    """Lets the first `good` calls of some system calls pass and fails every later one, as a dying disk does."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, good: int) -> None:
-        self.left = good
-        self.failed = False
-        for call in ("rename", "link", "fsync", "mkdir", "pwrite", "unlink", "chmod"):
-            monkeypatch.setattr(os, call, self.wrap(getattr(os, call)))
-
-    def wrap(self, call: Callable[..., object]) -> Callable[..., object]:
-        def counted(*arguments: object, **named: object) -> object:
-            self.left -= 1
-            if self.left < 0:
-                self.failed = True
-                raise OSError(errno.EIO, os.strerror(errno.EIO))
-            return call(*arguments, **named)
-
-        return counted
 
 
 @pytest.mark.slow
