@@ -206,8 +206,8 @@ class MembershipService:
                 self._blame.blame(peer, reason, detail)
 
     def _member_changed(self, member: Member, before: Member | None) -> None:
-        if not member.record.left and (before is None or before.record.addresses != member.record.addresses):
-            self._transport.learn(member.peer, member.record.addresses)
+        if not member.record.left:
+            self._learn(member.peer, member.record.addresses)
         if before is None or before.state != member.state:
             log.info("member %s is %s (incarnation %d)", member.peer, member.state, member.record.incarnation)
             self._bus.publish(MemberChanged(member.peer, member.state, member.record.incarnation))
@@ -220,6 +220,11 @@ class MembershipService:
                 callback(member.peer, takes_part)
             except Exception:  # boundary: a listener's bug must not stop the failure detector.
                 log.exception("a listener to members failed")
+
+    def _learn(self, peer: PeerId, addresses: Sequence[str]) -> None:
+        # A bootstrap address was given by a person: it may be the only one that leads there from this host.
+        given = [address for bootstrap, address in self._bootstrap if bootstrap == peer]
+        self._transport.learn(peer, list(dict.fromkeys([*addresses, *given])))
 
     def _begin(self, key: Hashable, ask: Callable[[Any], Awaitable[None]], effect: Effect) -> bool:
         """Start one stream conversation; False when it is going on already or too many are."""
@@ -258,7 +263,8 @@ class MembershipService:
 
     async def _exchange(self, peer: PeerId, addresses: Sequence[str]) -> None:
         """Push/pull with a peer that is no member yet; what went wrong is raised."""
-        self._transport.learn(peer, addresses)
+        member = self._core.member(peer)
+        self._learn(peer, [*addresses, *(member.record.addresses if member is not None else ())])
         table = self._core.table_message(trio.current_time())
         answer = await self._ask(peer, table, self._config.stream_timeout_s)
         if not isinstance(answer, Table):
