@@ -32,7 +32,7 @@ REQUEST_SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 30, 300, 3600)
 Statistics = Callable[[], Any]
 
 # The series `.._created` beside every counter tell when it began, which no reader of ours asks.
-disable_created_metrics()
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 @attrs.frozen

@@ -41,9 +41,10 @@ def follow(lines: Iterator[dict[str, Any]], *, json_lines: bool) -> dict[str, An
 
 def progress_text(progress: Progress, speed_bytes_per_s: float) -> str:
     """`fetching llama3.2:latest: 1.2 GB of 2.0 GB (60 %) from 2 peers, 110 MB/s, 7 s left`."""
+    if not progress.size_bytes:
+        return f"{progress.phase} {progress.model}"
     amount = f"{size_text(progress.held_bytes)} of {size_text(progress.size_bytes)}"
-    share = f" ({100 * progress.held_bytes // progress.size_bytes} %)" if progress.size_bytes else ""
-    parts = [f"{progress.phase} {progress.model}: {amount}{share}"]
+    parts = [f"{progress.phase} {progress.model}: {amount} ({100 * progress.held_bytes // progress.size_bytes} %)"]
     if progress.sources:
         parts[0] += f" from {sources_text(len(progress.sources))}"
     if speed_bytes_per_s > 0:

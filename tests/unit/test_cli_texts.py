@@ -1,0 +1,86 @@
+"""node/cli/output, progress and status_view: what people read."""
+
+import pytest
+
+from node.cli.output import seconds_text, short_id, size_text, visible
+from node.cli.progress import progress_text
+from node.cli.status_view import event_text, member_row
+from node.events import (
+    AdvertSeen,
+    EventsLost,
+    MemberChanged,
+    PeerBlamed,
+    StoreChanged,
+    TransferEnded,
+    TransferProgressed,
+    event_to_json,
+)
+from node.views import MemberView, Progress
+
+PEER = "12D3KooWAkWn8nVcbzu2tBcozFMq3sb6vdXkJ6jLCpqXASxYGray"
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (999.9, "1.0 KB"),
+        (1000, "1.0 KB"),
+        (99_940, "99.9 KB"),
+        (99_960, "100 KB"),
+        (999_600, "1.0 MB"),
+        (4_661_224_676, "4.7 GB"),
+        (404_000_000_000, "404 GB"),
+        (8_000_000_000_000, "8.0 TB"),
+    ],
+)
+def test_sizes_are_decimal_as_ollama_shows_them(size_bytes: float, text: str) -> None:
+    assert size_text(size_bytes) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (59.9, "59 s"), (187, "3:07"), (7500, "2 h 05 m"), (353_000, "4 d 2 h")]
+)
+def test_times_are_short(seconds: float, text: str) -> None:
+    assert seconds_text(seconds) == text
+
+
+def test_what_others_chose_cannot_drive_the_terminal() -> None:
+    assert visible("mödel\x1b[2J\r\n\x9b") == "mödel\\x1b[2J\\r\\n\\x9b"
+    assert short_id("sha256:" + "ab" * 32) == "abababababab"
+
+
+def test_progress_in_words() -> None:
+    fetching = Progress("1", "llama3.2:latest", "fetching", 1_200_000_000, 2_000_000_000, 0, {"a": 1, "b": 2})
+    assert progress_text(fetching, 110e6) == (
+        "fetching llama3.2:latest: 1.2 GB of 2.0 GB (60 %) from 2 peers, 110 MB/s, 7 s left"
+    )
+    assert progress_text(fetching, 0).endswith("(60 %) from 2 peers")
+    assert progress_text(Progress("", "llama3.2:latest", "resolving", 0, 0), 0) == "resolving llama3.2:latest"
+
+
+@pytest.mark.parametrize(
+    ("event", "text"),
+    [
+        (MemberChanged(PEER, "suspect", 3), "member …ASxYGray is suspect"),
+        (AdvertSeen("version", PEER, "llama3.2:latest", ""), "…ASxYGray advertises version llama3.2:latest"),
+        (TransferProgressed("1", "m:x", "sha256:0", 5_000, 10_000, {}), "fetching m:x: 5.0 KB of 10.0 KB"),
+        (TransferEnded("1", "m:x", "failed", "no holder", 5, {}), "pull of m:x failed after 5 s no holder"),
+        (PeerBlamed(PEER, "chunk", "wrong bytes", 2), "blamed …ASxYGray for chunk (2): wrong bytes"),
+        (StoreChanged("m:x", "damaged", "blob y"), "model m:x damaged blob y"),
+        (EventsLost(7), "7 events were lost: this listener is too slow"),
+    ],
+)
+def test_every_event_has_its_words(event: object, text: str) -> None:
+    assert event_text(event_to_json(event)) == text
+
+
+def test_an_event_of_a_newer_node_is_shown_by_its_fields() -> None:
+    assert event_text({"event": "Replicated", "model": "m", "copies": 3}) == "Replicated: model=m, copies=3"
+    assert event_text({"event": "PeerBlamed", "who": "x"}) == "PeerBlamed: who=x"
+
+
+def test_a_member_in_a_row() -> None:
+    member = MemberView(PEER, "alive", 1, ["/ip4/10.0.0.2/tcp/4701"], {"zone": "b", "a": "1"}, 10**9, 2, {"x": 1}, True)
+    assert member_row(member) == ["…ASxYGray", "alive (banned)", "10.0.0.2:4701", "2", "1.0 GB", "x 1", "a=1 zone=b"]
