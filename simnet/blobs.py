@@ -109,7 +109,8 @@ class MemoryReception:
 
 
 class MemoryBlobs:
-    """Implements `node.ports.Blobs`. Delays pass on Trio's clock; `capacity_bytes` is the size of the disk."""
+    """Implements `node.ports.Blobs`. Delays pass on Trio's clock; `capacity_bytes` is the size of the disk,
+    and `reads_at_once` makes its readers share it."""
 
     def __init__(
         self,
@@ -118,13 +119,15 @@ class MemoryBlobs:
         capacity_bytes: int | None = None,
         read_delay_s: float = 0.0,
         write_delay_s: float = 0.0,
+        reads_at_once: float = float("inf"),
     ) -> None:
         self.chunk_size_bytes = chunk_size_bytes
         self.read_delay_s = read_delay_s
         self.write_delay_s = write_delay_s
         self.reads: list[tuple[Digest, int]] = []
-        self.on_read: Callable[[Digest, int], None] | None = None
+        self.on_read: Callable[[Digest, int], object] | None = None
         self._free_bytes = capacity_bytes
+        self._reading = trio.CapacityLimiter(reads_at_once)
         self._whole: dict[Digest, _Whole] = {}
         self._partial: dict[Digest, _Partial] = {}
 
@@ -144,7 +147,8 @@ class MemoryBlobs:
 
     async def read(self, digest: Digest, index: int) -> bytes:
         """One chunk as it stands here; BlobMissing when it does not."""
-        await self.wait(self.read_delay_s)
+        async with self._reading:
+            await self.wait(self.read_delay_s)
         if self.on_read is not None:
             self.on_read(digest, index)
         held = self.held(digest)

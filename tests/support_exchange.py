@@ -82,9 +82,7 @@ class Swarm:
         blame = BlameLedger(bus)
         with trio.CancelScope() as scope:
             async with AsyncExitStack() as stack:
-                transport = await stack.enter_async_context(
-                    self._network.transport(me, MeshKeyDoor(b"k" * 32), blame)
-                )
+                transport = await stack.enter_async_context(self._network.transport(me, MeshKeyDoor(b"k" * 32), blame))
                 exchange = ExchangeService(transport, blobs, blame, bus, config, me, random.Random(name))
                 nursery = await stack.enter_async_context(trio.open_nursery())
                 await nursery.start(exchange.run)

@@ -1,6 +1,7 @@
 """One blob received under one recipe: the picker at work, and chunks checked and written as they arrive."""
 
 from collections import deque
+from random import Random
 from typing import Protocol
 
 import trio
@@ -53,6 +54,7 @@ class Attempt:
         asking: AskingSide,
         config: ExchangeConfig,
         me: PeerId,
+        rng: Random,
         counter: ChunkCounter,
     ) -> None:
         recipe = chosen.recipe
@@ -66,7 +68,7 @@ class Attempt:
         self._config = config
         self._counter = counter
         start = own_place(me, recipe.digest, len(recipe))
-        self._picker = Picker(recipe.sizes_bytes, partial.held(), start, asking.paces, config)
+        self._picker = Picker(recipe.sizes_bytes, partial.held(), start, asking.paces, config, rng)
         self._driver = Driver(self._picker, self._perform)
         self._queue: deque[tuple[PeerId, int, bytes]] = deque()
         self._queued = trio.Semaphore(0)

@@ -35,6 +35,8 @@ OUTBOX_PAUSE_BYTES = 4 * 1024 * 1024
 """An asker that does not read its answers is not read either."""
 OUTBOX_SIZE_BYTES_MAX = 64 * 1024 * 1024
 """News of the store is queued even then; an asker this far behind loses its session."""
+RECHECK_S = 2.0
+"""How often a blob that an asker waits for is looked for, when it came by another way than a fetch of ours."""
 
 
 @attrs.define(eq=False)
@@ -220,7 +222,11 @@ class GivingSide:
         while True:
             while not asker.lookups:
                 asker.lookups_changed = trio.Event()
-                await asker.lookups_changed.wait()
+                with trio.move_on_after(RECHECK_S if asker.core.absent() else float("inf")):
+                    await asker.lookups_changed.wait()
+                for digest in asker.core.absent():
+                    if self._blobs.held(digest) is not None:
+                        asker.look_up(digest)
             digest = next(iter(asker.lookups))
             del asker.lookups[digest]
             shelved = await self._shelve(digest)

@@ -265,7 +265,7 @@ class Transfer:
             if partial.recipe != chosen.recipe:
                 # The store had begun, or has finished, under another one.
                 chosen = ChosenRecipe(partial.recipe, partial.recipe.id(), None)
-            attempt = Attempt(chosen, partial, self._rooms.asking, self._config, self._rooms.me, self)
+            attempt = Attempt(chosen, partial, self._rooms.asking, self._config, self._rooms.me, self._rooms.rng, self)
             try:
                 report = await self._attempt_under(chosen, attempt)
             finally:

@@ -16,14 +16,14 @@ class ExchangeConfig:
     outstanding_start_bytes: int = option(
         8 * _MIB,
         unit="bytes",
-        minimum=_MIB,
+        minimum=_MIB // 16,
         maximum=1024 * _MIB,
         help="How much is asked of a peer before its first chunk has come; grows with every chunk that comes.",
     )
     outstanding_bytes_max: int = option(
         32 * _MIB,
         unit="bytes",
-        minimum=_MIB,
+        minimum=_MIB // 16,
         maximum=1024 * _MIB,
         help="How much may be asked of one peer and not yet be stored. One chunk may always be asked.",
     )

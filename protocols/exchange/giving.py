@@ -148,6 +148,10 @@ class GivingSession:
         """How many blobs are open."""
         return len(self._opened)
 
+    def absent(self) -> list[Digest]:
+        """The open blobs of which nothing was here."""
+        return [digest for digest, opened in self._opened.items() if opened.answered and opened.found is None]
+
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take a message of the asker's or news of the store; give answers and things to look up."""
         if isinstance(event, Received) and isinstance(event.message, Hello):

@@ -10,6 +10,7 @@ How much may be outstanding at a peer, and when it is late, `Paces` knows.
 """
 
 from collections.abc import Callable
+from random import Random
 
 import attrs
 from blake3 import blake3
@@ -135,12 +136,12 @@ class Picker:
     """One blob's transfer: `held` is what is here at the start, `sizes_bytes` the size of each chunk."""
 
     def __init__(
-        self, sizes_bytes: tuple[int, ...], held: Bits, start: int, paces: Paces, config: ExchangeConfig
+        self, sizes_bytes: tuple[int, ...], held: Bits, start: int, paces: Paces, config: ExchangeConfig, rng: Random
     ) -> None:
         self._sizes_bytes = sizes_bytes
         self._paces = paces
         self._config = config
-        self._rarity = Rarity(len(sizes_bytes), start)
+        self._rarity = Rarity(len(sizes_bytes), start, rng)
         self._held = self._rarity.mask_of_bits(held)
         self._free = self._rarity.all ^ self._held
         self._holders: dict[PeerId, _Holder] = {}

@@ -1,12 +1,14 @@
 """How many holders each chunk has, and which of many chunks is the rarest.
 
-Sets of chunks are integers, one bit a chunk, so that a bitfield of 100,000 chunks is counted in microseconds.
-The bits are turned so that this node's own place in the blob comes first: the highest bit is the chunk at `start`.
-Receivers that start together thus spread over the blob, and the first copy leaves the seed only once (the idea of
-Syncthing's block pull reorderer); the rest is BitTorrent's rarest first.
+Sets of chunks are integers, one bit a chunk (the highest is chunk 0), so that a bitfield of 100,000 chunks is counted
+in microseconds. Among equally rare chunks this node takes those that follow a place of its own: receivers that start
+together spread over the blob, and the first copy leaves the seed once (the idea of Syncthing's block pull reorderer).
+Where others have got chunks on that way it takes equals by chance, since two that went on side by side would ask the
+seed for the same chunks from there on.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from random import Random
 
 from protocols.bits import Bits
 
@@ -14,9 +16,10 @@ from protocols.bits import Bits
 class Rarity:
     """Counts holders per chunk; `start` is where this node begins among equally rare chunks."""
 
-    def __init__(self, count: int, start: int) -> None:
+    def __init__(self, count: int, start: int, rng: Random) -> None:
         self._count = count
         self._start = start % count if count else 0
+        self._rng = rng
         self.all = (1 << count) - 1
         self._levels = [self.all]
 
@@ -24,25 +27,17 @@ class Rarity:
         """The set of these chunks."""
         data = bytearray((self._count + 7) // 8)
         for index in indices:
-            bit = self._count - 1 - (index - self._start) % self._count
+            bit = self._count - 1 - index
             data[bit >> 3] |= 1 << (bit & 7)
         return int.from_bytes(data, "little")
 
     def bit(self, index: int) -> int:
         """The set of one chunk."""
-        return 1 << (self._count - 1 - (index - self._start) % self._count)
+        return 1 << (self._count - 1 - index)
 
     def mask_of_bits(self, bits: Bits) -> int:
         """The set of the chunks held in a bitfield."""
-        straight = int.from_bytes(bits.to_bytes(), "big") >> (-self._count % 8)
-        return ((straight << self._start) | (straight >> (self._count - self._start))) & self.all
-
-    def indices(self, mask: int) -> Iterator[int]:
-        """The chunks of a set, own place first."""
-        while mask:
-            bit = mask.bit_length() - 1
-            mask ^= 1 << bit
-            yield (self._count - 1 - bit + self._start) % self._count
+        return int.from_bytes(bits.to_bytes(), "big") >> (-self._count % 8)
 
     def gained(self, mask: int) -> None:
         """These chunks have one more holder."""
@@ -62,9 +57,25 @@ class Rarity:
             self._levels[level - 1] |= moved
 
     def rarest(self, among: int) -> int | None:
-        """The chunk with the fewest holders, own place first among equals; None of the empty set."""
-        for level in self._levels:
-            found = level & among
+        """One of the chunks with the fewest holders; None of the empty set."""
+        commoner = self.all
+        for chunks in self._levels:
+            commoner ^= chunks
+            found = chunks & among
             if found:
-                return (self._count - found.bit_length() + self._start) % self._count
+                index = self._first_from(self._start, found)
+                if self._between(self._start, index) & commoner:
+                    index = self._first_from(self._rng.randrange(self._count), found)
+                return index
         return None
+
+    def _from(self, place: int) -> int:
+        return (1 << (self._count - place)) - 1
+
+    def _between(self, place: int, index: int) -> int:
+        if index >= place:
+            return self._from(place) ^ self._from(index)
+        return self._from(place) | (self.all ^ self._from(index))
+
+    def _first_from(self, place: int, found: int) -> int:
+        return self._count - (found & self._from(place) or found).bit_length()
