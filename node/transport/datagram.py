@@ -172,21 +172,32 @@ def announced_host(host: str) -> str:
         return str(probe.getsockname()[0])
 
 
+async def _resolved(name: str, port: int) -> str | None:
+    """The first IP address of a host name: senders cannot wait for a look-up, so addresses travel as numbers."""
+    try:
+        found = await trio.socket.getaddrinfo(name, port, type=socket.SOCK_DGRAM)
+    except OSError as error:
+        log.warning("datagrams cannot be announced at %s: %s", name, error)
+        return None
+    return str(found[0][4][0])
+
+
 @asynccontextmanager
 async def open_udp_datagrams(
     identity: Identity, door: Door, host: str, port: int, *, advertise: str = ""
 ) -> AsyncIterator[UdpDatagrams]:
     """Receive and send sealed datagrams at `host`:`port` (0 takes a free port) until the block ends.
 
-    `advertise` is the IP address others should use, where it is not the one listened on. UsageError when the port
-    cannot be had.
+    `advertise` is the IP address or host name others should use, where it is not the one listened on; a name is
+    looked up once, now (a name that is not found is logged and left out). UsageError when the port cannot be had.
     """
+    announced = await _resolved(advertise, port) if advertise else None
     udp = _bound_socket(host, port)
     try:
         first_sequence = time.time_ns() // 1000
         life = secrets.token_bytes(LIFE_SIZE_BYTES)
         sealer = Sealer(identity.seed, identity.public_key, door.datagram_key, first_sequence, life)
-        yield UdpDatagrams(udp, sealer, advertise or announced_host(host))
+        yield UdpDatagrams(udp, sealer, announced or announced_host(host))
     finally:
         trio.lowlevel.notify_closing(udp.fileno())
         udp.close()

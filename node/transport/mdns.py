@@ -39,9 +39,15 @@ class _Listener(ServiceListener):
         info = zc.get_service_info(type_, name, timeout=LOOKUP_TIMEOUT_MS)
         for multiaddr in _multiaddrs(info):
             try:
-                self._token.run_sync_soon(self._found, multiaddr)
+                self._token.run_sync_soon(self._hand_over, multiaddr)
             except trio.RunFinishedError:
                 return
+
+    def _hand_over(self, multiaddr: str) -> None:
+        try:
+            self._found(multiaddr)
+        except Exception:  # boundary: a listener's bug here would end the Trio run, and with it the node.
+            log.exception("the listener to hosts found by multicast DNS failed")
 
     def update_service(self, zc: Zeroconf, type_: str, name: str) -> None:
         self.add_service(zc, type_, name)

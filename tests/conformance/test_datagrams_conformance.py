@@ -206,3 +206,22 @@ async def test_wildcard_is_never_announced() -> None:
         assert str(parsed[0]) == announced_host("0.0.0.0")
     async with open_udp_datagrams(ALICE, DOOR, "0.0.0.0", 0, advertise="192.0.2.7") as alice:
         assert alice.address().startswith("/ip4/192.0.2.7/udp/")
+
+
+async def test_advertised_host_name_travels_as_an_address() -> None:
+    async with open_udp_datagrams(ALICE, DOOR, "127.0.0.1", 0, advertise="localhost") as alice:
+        parsed = udp_address(alice.address())
+        assert parsed is not None
+        assert parsed[0].is_loopback
+
+
+async def test_advertised_host_name_that_is_not_found_is_logged_and_left_out(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unknown(*_arguments: object, **_options: object) -> None:
+        raise socket.gaierror("Name or service not known")
+
+    monkeypatch.setattr(trio.socket, "getaddrinfo", unknown)
+    async with open_udp_datagrams(ALICE, DOOR, "127.0.0.1", 0, advertise="nowhere.invalid") as alice:
+        assert alice.address().startswith("/ip4/127.0.0.1/udp/")
+    assert "cannot be announced at nowhere.invalid" in caplog.text
