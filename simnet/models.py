@@ -1,0 +1,105 @@
+"""The models of a store in memory: the twin of the one on disk, over `simnet.blobs`."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import attrs
+import trio
+
+from node.errors import NotFound, UsageError
+from node.events import EventBus, StoreChanged
+from node.ports import StoreError
+from node.views import ModelView
+from protocols.ids import digest_of
+from protocols.manifest import GgufModel, Manifest, model_from_gguf, parse_manifest
+from protocols.names import ModelName
+from protocols.recipe.gguf import GgufError, read_gguf_header
+from simnet.blobs import MemoryBlobs
+
+
+@attrs.frozen
+class _Named:
+    manifest: Manifest
+    modified_at: float
+
+
+class MemoryModels:
+    """Implements `node.ports.Models`. A file to add is read from the real disk: people name files."""
+
+    def __init__(self, blobs: MemoryBlobs, bus: EventBus) -> None:
+        self._blobs = blobs
+        self._bus = bus
+        self._named: dict[ModelName, _Named] = {}
+
+    async def models(self) -> list[ModelView]:
+        """Every model, newest first, with its state."""
+        await trio.lowlevel.checkpoint()
+        views = [self._view(name, named) for name, named in self._named.items()]
+        return sorted(views, key=lambda view: (-view.modified_at, view.name))
+
+    async def add_gguf(
+        self, path: Path, name: ModelName, on_progress: Callable[[int, int], None] | None = None
+    ) -> ModelView:
+        """Make a bare GGUF file a model. UsageError for a file that is none."""
+        await trio.lowlevel.checkpoint()
+        data, model = _read_model(path)
+        for blob in (data, model.config_bytes):
+            if self._blobs.whole(digest_of(blob)) is None:
+                self._blobs.add(blob)
+        if on_progress is not None:
+            on_progress(len(data), len(data))
+        return self._name(name, model.manifest_bytes, "added")
+
+    async def place_model(self, name: ModelName, manifest: bytes) -> ModelView:
+        """Give a model its name. StoreError when a blob is not here whole."""
+        await trio.lowlevel.checkpoint()
+        for blob in parse_manifest(manifest).blobs():
+            data = self._blobs.whole(blob.digest)
+            if data is None or len(data) != blob.size_bytes:
+                raise StoreError(f"{name.display()} cannot be placed: blob {blob.digest} is not here whole")
+        return self._name(name, manifest, "added")
+
+    async def remove(self, name: ModelName) -> None:
+        """Remove a model, then the blobs no other manifest references. NotFound when it is not here."""
+        await trio.lowlevel.checkpoint()
+        removed = self._named.pop(name, None)
+        if removed is None:
+            raise NotFound(f"{name.display()} is not in this store")
+        needed = {blob.digest for named in self._named.values() for blob in named.manifest.blobs()}
+        for blob in removed.manifest.blobs():
+            if blob.digest not in needed:
+                self._blobs.remove(blob.digest)
+        self._bus.publish(StoreChanged(name.display(), "removed", ""))
+
+    async def complete_manifests(self) -> dict[ModelName, bytes]:
+        """The manifests whose every blob is here."""
+        await trio.lowlevel.checkpoint()
+        return {name: named.manifest.raw for name, named in self._named.items() if self._missing(named) == []}
+
+    def _name(self, name: ModelName, manifest: bytes, change: str) -> ModelView:
+        self._named[name] = _Named(parse_manifest(manifest), trio.current_time())
+        self._bus.publish(StoreChanged(name.display(), change, ""))
+        return self._view(name, self._named[name])
+
+    def _missing(self, named: _Named) -> list[str]:
+        return [blob.digest for blob in named.manifest.blobs() if self._blobs.whole(blob.digest) is None]
+
+    def _view(self, name: ModelName, named: _Named) -> ModelView:
+        missing = self._missing(named)
+        return ModelView(
+            name.display(),
+            digest_of(named.manifest.raw),
+            named.manifest.listed_size_bytes,
+            "incomplete" if missing else "verified",
+            named.modified_at,
+            f"missing: {missing[0]}" if missing else "",
+        )
+
+
+def _read_model(path: Path) -> tuple[bytes, GgufModel]:
+    try:
+        data = path.read_bytes()
+        header = read_gguf_header(lambda offset, size: data[offset : offset + size], len(data))
+        return data, model_from_gguf(header, digest_of(data), len(data))
+    except (OSError, GgufError) as error:
+        raise UsageError(f"{path}: {error}") from error
