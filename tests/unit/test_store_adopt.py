@@ -241,6 +241,28 @@ async def test_a_blob_that_is_still_being_written_is_read_when_it_is_whole(
         assert heard(events) == [("one:latest", "added"), ("one:latest", "verified")]
 
 
+async def test_a_blob_replaced_while_it_is_read_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_model(tmp_path, "one", [WEIGHTS])
+    path = blob_file(tmp_path, WEIGHTS)
+    path.write_bytes(bytes(len(WEIGHTS)))
+    attempts: list[Path] = []
+
+    def replaced(read: Path, *arguments: Any, **named: Any) -> Any:
+        result = hash_file(read, *arguments, **named)
+        attempts.append(read)
+        if attempts.count(path) == 1:
+            path.with_suffix(".new").write_bytes(WEIGHTS)
+            path.with_suffix(".new").rename(path)
+        return result
+
+    monkeypatch.setattr(hashing, "hash_file", replaced)
+    bus = EventBus()
+    with bus.subscribe() as events:
+        async with running(tmp_path, bus) as store:
+            await until_verified(store, "one")
+        assert heard(events) == [("one:latest", "added"), ("one:latest", "verified")]
+
+
 async def test_blobs_of_very_old_stores_are_adopted_under_their_old_names(tmp_path: Path) -> None:
     make_model(tmp_path, "one", [WEIGHTS])
     blob_file(tmp_path, WEIGHTS).rename(tmp_path / "blobs" / digest_of(WEIGHTS))

@@ -218,6 +218,23 @@ async def test_a_source_that_changes_after_it_was_read_is_refused(
     nothing_happened(models)
 
 
+async def test_a_source_that_is_replaced_while_it_is_linked_is_refused(
+    models: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = os.link
+
+    def replacing_link(path: Path, target: Path) -> None:
+        path.unlink()
+        path.write_bytes(small_gguf(9))
+        link(path, target)
+
+    async with opened(models) as store:
+        monkeypatch.setattr(os, "link", replacing_link)
+        with pytest.raises(UsageError, match="changed while it was being added"):
+            await store.add_gguf(source, name("x"))
+    nothing_happened(models)
+
+
 async def test_a_source_that_changes_while_it_is_copied_is_refused(
     models: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

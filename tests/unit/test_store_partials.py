@@ -321,6 +321,8 @@ async def test_what_is_held_counts_under_another_recipe_of_the_same_blob(tmp_pat
         again = await store.blobs.receive(other)
         assert list(again.held()) == [0, 1, 2, 3]
         assert again.recipe == other
+        # Before a byte is written under the new recipe, no bit of the old one is left to outlive its bytes.
+        assert (await store._index.partials())[RECIPE.digest].recipe == other
         await again.close()
     async with opened(tmp_path) as store:
         again = await store.blobs.receive(other)
@@ -342,8 +344,24 @@ async def test_leftovers_of_a_crash_are_cleared_at_the_next_start(tmp_path: Path
     (tmp_path / ".herd" / "tmp" / "manifest-abc").write_bytes(b"{")
     async with opened(tmp_path) as store:
         assert store.partials() == []
+        assert await store._index.partials() == {}
         assert herd_files(tmp_path) == []
         assert list((await store.blobs.receive(RECIPE)).held()) == []
+
+
+async def test_a_crash_between_moving_a_whole_blob_and_recording_it_costs_one_reading(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        partial = await store.blobs.receive(RECIPE)
+        await write_all(partial, DATA)
+        await partial.close()
+    (tmp_path / ".herd" / "partial" / FILE).rename(tmp_path / ".herd" / "whole" / FILE)
+    async with opened(tmp_path) as store:
+        assert store.partials() == []
+        assert store.unverified_bytes() == len(DATA)
+        partial = await store.blobs.receive(RECIPE)
+        assert partial.held().complete()
+        await partial.close()
+        assert await read_all(store, RECIPE.digest) == DATA
 
 
 KILLED = """
