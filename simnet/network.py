@@ -12,9 +12,9 @@ from contextlib import asynccontextmanager
 import attrs
 import trio
 
+from node.background import open_background
 from node.blame import BlameLedger
 from node.ports import AdmissionError, Door, Stream, StreamHandler, TransportError
-from node.transport.background import open_background
 from node.transport.serving import LINGER_S, serve_stream
 from protocols.ids import PeerId, short_peer
 from simnet.pipe import CUT_BREAKS_S, Pipe
