@@ -81,12 +81,13 @@ class Links:
     async def _write_all(self, stream: Stream, link: _Link) -> None:
         while True:
             while link.messages:
-                payload = CODEC.encode(link.messages.popleft())
+                payload = CODEC.encode(link.messages[0])
                 with trio.move_on_after(SEND_TIMEOUT_S) as scope:
                     await stream.send(payload)
-                    self.sent += 1
                 if scope.cancelled_caught:
                     raise TransportError(f"peer {stream.peer} took no message for {SEND_TIMEOUT_S:g} s")
+                link.messages.popleft()
+                self.sent += 1
             link.news = trio.Event()
             with trio.move_on_after(self._idle_s):
                 await link.news.wait()
