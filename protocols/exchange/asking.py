@@ -367,16 +367,14 @@ class AskingSession:
 
     def _over(self, digest: Digest, indices: tuple[int, ...], *, gone: bool) -> list[Effect]:
         blob = self._blobs.get(digest)
-        sizes_bytes = []
-        for index in indices:
-            want = blob.wants.pop(index, None) if blob is not None else None
-            if want is None:
-                raise RemoteProtocolError(f"answered for chunk {index} of {digest}, which nobody wanted")
-            if not gone and not want.cancelling:
-                raise RemoteProtocolError(f"cancelled chunk {index} of {digest} unasked")
-            sizes_bytes.append(want.size_bytes)
-            self._wants -= 1
-        assert blob is not None
+        wants = [blob.wants.get(index) if blob is not None else None for index in indices]
+        # All is checked before anything is ended: what a broken session leaves is counted off as a whole.
+        if blob is None or None in wants or len(set(indices)) != len(indices):
+            raise RemoteProtocolError(f"answered for a chunk of {digest} that nobody wanted")
+        if not gone and not all(want.cancelling for want in wants if want is not None):
+            raise RemoteProtocolError(f"cancelled a chunk of {digest} unasked")
+        sizes_bytes = [blob.wants.pop(index).size_bytes for index in indices]
+        self._wants -= len(indices)
         over = WantsOver(digest, indices, tuple(sizes_bytes), gone, blob.open and blob.sent)
         self._forget_ended(digest)
         return [over, *self._open_waiting()]
