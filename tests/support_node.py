@@ -49,7 +49,7 @@ class FakeNode:
             version="0.1.0",
             addresses=["/ip4/127.0.0.1/tcp/4701"],
             api=self.api,
-            home="/home/of/the/fake",
+            home="/fake/home",
             models_path="/models",
             uptime_s=61.5,
             members_alive=1,

@@ -141,10 +141,7 @@ class WholeBody:
         try:
             body = await self._read(scope, receive)
         except _Refused as refused:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_drain, receive)
-                await refused.answer(scope, receive, send)
-                nursery.cancel_scope.cancel()
+            await refused.answer(scope, receive, send)
             return
         if body is None:
             return
@@ -172,11 +169,6 @@ class WholeBody:
                     return bytes(body)
         refusal = UsageError(f"the request body did not arrive within {self._config.request_timeout_s:g} s")
         raise _Refused(error_answer(refusal, status=408, headers={"connection": "close"}))
-
-
-async def _drain(receive: Receive) -> None:
-    while (await receive())["type"] == "http.request":
-        pass
 
 
 def unknown_route(status: int) -> Document:

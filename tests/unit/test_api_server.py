@@ -301,6 +301,15 @@ async def test_no_bytes_end_the_server_or_are_a_500(data: bytes) -> None:
         assert (await http.get("/api/health")).status_code == 200
 
 
+async def test_a_refused_body_leaves_no_connection_behind() -> None:
+    config = ApiConfig(listen="127.0.0.1:0", connections_max=2)
+    flood = b"POST /api/mesh/pull HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999\r\n\r\n" + b"x" * 3_000_000
+    async with served_node(config) as (_, url), client(url) as http:
+        for _ in range(3):  # more than there are places
+            assert b"413" in (await raw(url, flood))[:15]
+        assert (await http.get("/api/health")).status_code == 200
+
+
 async def test_a_body_that_never_comes_is_given_up() -> None:
     config = ApiConfig(listen="127.0.0.1:0", request_timeout_s=0.1)
     async with served_node(config) as (_, url):
