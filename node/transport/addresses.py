@@ -32,21 +32,23 @@ def announced_addresses(host: str, port: int, advertise: Sequence[str]) -> list[
     """What others are told when a node listens on `host`: itself, or for 0.0.0.0 and :: what stands for it.
 
     That is `advertise` where it is given, else every interface's address except the loopback's, which means another
-    host to each reader; a machine without any other has 127.0.0.1.
+    host to each reader; a machine without any other has only that.
     """
     if not ipaddress.ip_address(host).is_unspecified:
         return [tcp_multiaddr(host, port)]
-    hosts = list(advertise) or _interface_addresses(with_ipv6=":" in host) or ["127.0.0.1"]
+    version = ipaddress.ip_address(host).version
+    hosts = list(advertise) or _interface_addresses(version) or ["127.0.0.1" if version == 4 else "::1"]
     return [tcp_multiaddr(each, port) for each in hosts]
 
 
-def _interface_addresses(with_ipv6: bool) -> list[str]:
+def _interface_addresses(version: int) -> list[str]:
+    """Every usable address of one IP version: a listener on :: takes no IPv4, and the other way round."""
     found: list[str] = []
     for adapter in ifaddr.get_adapters():
         for entry in adapter.ips:
             text = entry.ip if isinstance(entry.ip, str) else entry.ip[0]
             address = ipaddress.ip_address(text)
-            usable = not (address.is_loopback or address.is_link_local or address.is_multicast)
-            if usable and (with_ipv6 or address.version == 4):
+            unusable = address.is_loopback or address.is_link_local or address.is_multicast
+            if address.version == version and not unusable:
                 found.append(str(address))
-    return sorted(dict.fromkeys(found), key=lambda text: (ipaddress.ip_address(text).version, text))
+    return sorted(dict.fromkeys(found))

@@ -163,7 +163,11 @@ class HostNetwork:
 
     def learn(self, peer: PeerId, addresses: Sequence[str]) -> None:
         """Let services tell others where a peer listens."""
-        peer_id = ID.from_base58(peer)
+        try:
+            peer_id = ID.from_base58(peer)
+        except ValueError:
+            # No peer id: nobody can be dialed under it, so there is nothing to tell.
+            return
         known = []
         for address in addresses:
             try:
