@@ -87,8 +87,9 @@ class PartialFile:
         if self.bits.add(index):
             self._held_bytes += len(data)
             self._unsynced_bytes += len(data)
-        if self._unsynced_bytes >= self._config.sync_interval_bytes or self.sync_is_due():
-            await self.sync()
+        if self.sync_is_due():
+            # Whoever fills a batch waits for it: that is how a slow disk slows the network down.
+            await self.sync(only_when_due=True)
 
     def _matches(self, index: int, data: bytes) -> bool:
         return blake3(data).digest() == self.recipe.chunk_hash(index)
@@ -114,14 +115,17 @@ class PartialFile:
             yield descriptor
 
     def sync_is_due(self) -> bool:
-        """Whether something written has waited its time."""
-        return self._unsynced_bytes > 0 and trio.current_time() >= self._synced_at + self._config.sync_interval_s
+        """Whether a batch is full, or something written has waited its time."""
+        waited = trio.current_time() >= self._synced_at + self._config.sync_interval_s
+        return self._unsynced_bytes >= self._config.sync_interval_bytes or (waited and self._unsynced_bytes > 0)
 
-    async def sync(self) -> None:
+    async def sync(self, *, only_when_due: bool = False) -> None:
         """Make durable what is held, first the data, then its bits."""
         async with self.lock:
             if not self._unsynced_bytes or self.problem is not None:
                 return
+            if only_when_due and not self.sync_is_due():
+                return  # Several writers filled one batch; the first of them has seen to it.
             batch = self._unsynced_bytes
             bits = self.bits.to_bytes()  # Every bit here was set after its bytes had been written.
             try:
@@ -268,9 +272,10 @@ class Partials:
     async def sync_due(self) -> None:
         """Sync every open partial blob whose time has come."""
         for partial in list(self._open.values()):
-            if partial.sync_is_due():
+            # One that is being finished has its lock taken for long, and needs no sync any more.
+            if partial.sync_is_due() and not partial.lock.locked():
                 try:
-                    await partial.sync()
+                    await partial.sync(only_when_due=True)
                 except StoreError as error:
                     # Whoever receives the blob learns it at the next write; the other blobs go on.
                     log.warning("%s", error)
