@@ -4,13 +4,17 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from node.errors import HerdError
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+
+T = TypeVar("T")
 
 SHORT_ID_LENGTH = 12
 
@@ -57,6 +61,26 @@ def short_id(digest: str) -> str:
 def short_peer_text(peer: str) -> str:
     """The end of a peer id: all of them begin alike."""
     return f"…{peer[-8:]}"
+
+
+def as_view(data: Any, kind: type[T]) -> T:
+    """A node's answer as the record it should be. HerdError when the node is of another version."""
+    import cattrs
+
+    from node.views import from_json
+
+    try:
+        return from_json(data, kind)
+    except (cattrs.BaseValidationError, TypeError, ValueError) as error:
+        raise HerdError("the node answers as another version of herd does; restart it with `herd up`") from error
+
+
+def as_views(document: Any, key: str, kind: type[T]) -> list[T]:
+    """The list of records under a key of a node's answer."""
+    data = document.get(key) if isinstance(document, dict) else None
+    if not isinstance(data, list):
+        raise HerdError("the node answers as another version of herd does; restart it with `herd up`")
+    return [as_view(one, kind) for one in data]
 
 
 def line(text: str = "") -> None:

@@ -4,8 +4,18 @@ import time
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from node.cli.output import complain, console, document, line, seconds_text, size_text, stdout_is_terminal, visible
-from node.views import Progress, from_json
+from node.cli.output import (
+    as_view,
+    complain,
+    console,
+    document,
+    line,
+    seconds_text,
+    size_text,
+    stdout_is_terminal,
+    visible,
+)
+from node.views import Progress
 
 PLAIN_INTERVAL_S = 5.0
 
@@ -35,7 +45,7 @@ def follow(lines: Iterator[dict[str, Any]], *, json_lines: bool) -> dict[str, An
         for one in lines:
             if "report" in one:
                 return dict(one["report"])
-            display.show(from_json(one, Progress))
+            display.show(as_view(one, Progress))
     return {}
 
 

@@ -12,6 +12,8 @@ from node.cli.config_commands import config_group
 from node.cli.options import EXIT_CODES, HerdGroup, node_options
 from node.cli.output import (
     age_text,
+    as_view,
+    as_views,
     complain,
     document,
     line,
@@ -115,9 +117,9 @@ def status(home: Path | None, models: str | None, as_json: bool, watch: bool) ->
         document(told)
         return
     from node.cli.status_view import NUMBER_COLUMNS, TRANSFER_COLUMNS, status_lines, transfer_row
-    from node.views import NodeStatus, from_json
+    from node.views import NodeStatus
 
-    node = from_json(told, NodeStatus)
+    node = as_view(told, NodeStatus)
     for text in status_lines(node):
         line(text)
     if node.transfers:
@@ -135,9 +137,9 @@ def peers(home: Path | None, models: str | None, as_json: bool) -> None:
         document(told)
         return
     from node.cli.status_view import MEMBER_COLUMNS, NUMBER_COLUMNS, member_row
-    from node.views import MemberView, from_json
+    from node.views import MemberView
 
-    members = [from_json(member, MemberView) for member in told["members"]]
+    members = as_views(told, "members", MemberView)
     table(MEMBER_COLUMNS, [member_row(member) for member in members], right=NUMBER_COLUMNS)
 
 
@@ -150,9 +152,9 @@ def list_models(home: Path | None, models: str | None, as_json: bool) -> None:
     if as_json:
         document(told)
         return
-    from node.views import ModelView, from_json
+    from node.views import ModelView
 
-    views = [from_json(model, ModelView) for model in told["models"]]
+    views = as_views(told, "models", ModelView)
     rows = [
         (one.name, short_id(one.digest), size_text(one.size_bytes), one.state, age_text(one.modified_at))
         for one in views
@@ -181,14 +183,14 @@ def find(home: Path | None, models: str | None, as_json: bool, pattern: str, thr
         told = client.ask("GET", "/api/mesh/find", pattern=pattern, through=through)
     if as_json:
         document(told)
-    if not told["models"]:
+    if not told.get("models"):
         raise (_Printed if as_json else NotFound)(f"nothing in the mesh matches {pattern!r}")
     if as_json:
         return
-    from node.views import FoundModel, from_json
+    from node.views import FoundModel
 
     rows = []
-    for one in (from_json(model, FoundModel) for model in told["models"]):
+    for one in as_views(told, "models", FoundModel):
         holders = ", ".join(
             short_peer_text(holder.peer) + ("" if holder.state == "complete" else f" ({holder.state})")
             for holder in one.providers

@@ -13,10 +13,10 @@ from trio_websocket import ConnectionClosed, HandshakeError, WebSocketConnection
 
 from node.api.config import PEER_HEADER
 from node.cli.node_file import NodeFile, find_node, gone
-from node.cli.output import console, document, line, stdout_is_terminal
+from node.cli.output import as_view, as_views, console, document, line, stdout_is_terminal
 from node.cli.status_view import Watched, event_text, watched_view
 from node.errors import NodeUnreachable
-from node.views import MemberView, NodeStatus, from_json
+from node.views import MemberView, NodeStatus
 
 CONNECT_TIMEOUT_S = 5.0
 REFRESH_INTERVAL_S = 1.0
@@ -150,7 +150,7 @@ async def _refresh(node: NodeFile, watched: Watched) -> None:
         ) as http:
             status, peers = await http.get("/api/mesh/status"), await http.get("/api/mesh/peers")
             if status.is_success and peers.is_success:
-                watched.status = from_json(status.json(), NodeStatus)
-                watched.members = [from_json(member, MemberView) for member in peers.json()["members"]]
+                watched.status = as_view(status.json(), NodeStatus)
+                watched.members = as_views(peers.json(), "members", MemberView)
     except (httpx.HTTPError, ValueError):
         pass  # the events' own connection notices and says when the node is gone

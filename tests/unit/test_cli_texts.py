@@ -2,9 +2,10 @@
 
 import pytest
 
-from node.cli.output import seconds_text, short_id, size_text, visible
+from node.cli.output import as_view, as_views, seconds_text, short_id, size_text, visible
 from node.cli.progress import progress_text
 from node.cli.status_view import event_text, member_row
+from node.errors import HerdError
 from node.events import (
     AdvertSeen,
     EventsLost,
@@ -15,7 +16,7 @@ from node.events import (
     TransferProgressed,
     event_to_json,
 )
-from node.views import MemberView, Progress
+from node.views import MemberView, NodeStatus, Progress
 
 PEER = "12D3KooWAkWn8nVcbzu2tBcozFMq3sb6vdXkJ6jLCpqXASxYGray"
 
@@ -84,3 +85,11 @@ def test_an_event_of_a_newer_node_is_shown_by_its_fields() -> None:
 def test_a_member_in_a_row() -> None:
     member = MemberView(PEER, "alive", 1, ["/ip4/10.0.0.2/tcp/4701"], {"zone": "b", "a": "1"}, 10**9, 2, {"x": 1}, True)
     assert member_row(member) == ["…ASxYGray", "alive (banned)", "10.0.0.2:4701", "2", "1.0 GB", "x 1", "a=1 zone=b"]
+
+
+@pytest.mark.parametrize("answer", [{}, [], {"peer": 7}, {"members": 5}, {"members": [{"peer": "x"}]}])
+def test_a_node_of_another_version_is_told_from_a_bug(answer: object) -> None:
+    with pytest.raises(HerdError, match="another version of herd"):
+        as_view(answer, NodeStatus)
+    with pytest.raises(HerdError, match="another version of herd"):
+        as_views(answer, "members", MemberView)
