@@ -82,12 +82,12 @@ async def open_node(config: HerdConfig) -> AsyncIterator[HerdNode]:
             resources = await _open_resources(config, stack)
             node, discovery, exchange = _assemble(config, resources)
             metrics = _metrics(node, resources, discovery, exchange)
-            async with open_background() as nursery:
+            async with open_background() as nursery, AsyncExitStack() as inner_stack:
                 for service in (resources.store, node.membership, node.catalog, exchange, discovery):
                     await nursery.start(service.run)
                 node.api = await nursery.start(serve_api, node, config.api, metrics)
                 if config.network.mdns:
-                    await stack.enter_async_context(
+                    await inner_stack.enter_async_context(
                         open_mdns(resources.identity.peer_id, resources.transport.addresses(), node.membership.meet)
                     )
                 await node.membership.join()
