@@ -49,9 +49,9 @@ def main() -> int:
         print(json.dumps(figures))
     else:
         print(
-            f"start to ready: {figures['cpu_s']:.2f} s of CPU (worst of {options.rounds}: {figures['cpu_s_max']:.2f} s,"
+            f"start to ready: {figures['cpu_s']:.2f} s of CPU, worst of {options.rounds} {figures['cpu_s_max']:.2f} s"
         )
-        print(f"goal under {GOAL_CPU_S:g} s), {figures['wall_s']:.2f} s of wall time,")
+        print(f"(goal under {GOAL_CPU_S:g} s); {figures['wall_s']:.2f} s by the clock")
         print(f"{figures['resident_bytes'] / 1e6:.0f} MB resident")
     return 0 if figures["reached"] else 1
 

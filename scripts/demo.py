@@ -15,6 +15,7 @@ from pathlib import Path
 
 import attrs
 import trio
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
@@ -151,8 +152,7 @@ async def verify(nodes: list[HerdProcess], name: str) -> list[StoredModel]:
 def show(nodes: list[HerdProcess], name: str, stored: list[StoredModel], reports: dict[str, PullReport]) -> None:
     """The table: who holds what, how fast it came, and from whom."""
     names = {node.peer: node.home.name for node in nodes}
-    title = f"{name} in three stores, each read and hashed again"
-    table = Table("node", "model", "MB", "verified", "seconds", "MB from whom", title=title)
+    table = Table("node", "model", "MB", "verified", "seconds", "MB from whom", box=box.SIMPLE)
     for node, model in zip(nodes, stored, strict=True):
         report = reports.get(node.home.name)
         seconds, sources = "-", "the file"
