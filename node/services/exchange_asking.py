@@ -325,7 +325,7 @@ class AskingSide:
             giver.listeners_changed = trio.Event()
             patience_s = self._config.answer_timeout_s if owed or not idle else self._config.idle_timeout_s
             with trio.move_on_after(patience_s) as waiting:
-                if idle and not owed:
+                if not owed:
                     await giver.listeners_changed.wait()
                 else:
                     await trio.sleep_forever()

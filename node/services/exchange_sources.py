@@ -16,11 +16,12 @@ RETRY_S_MAX = 8.0
 EMPTY_ATTACHED_S = 5.0
 """How long a peer that has nothing of the blob keeps a place that another holder waits for."""
 NOTES_SHOWN_MAX = 8
+NOT_ASKED = "was not asked"
 
 
 @attrs.define
 class _Source:
-    note: str = "was not asked"
+    note: str = NOT_ASKED
     attached_at_s: float | None = None
     empty: bool = True
     failures: int = 0
@@ -125,8 +126,8 @@ class Sources:
         """What each source did, for a person."""
         told = []
         for peer, source in self._sources.items():
-            banned = self._blame.banned(peer) and not source.sent_wrong_bytes
-            told.append(f"{short_peer(peer)} {'is banned for what it sent before' if banned else source.note}")
+            before = source.note == NOT_ASKED and self._blame.banned(peer)
+            told.append(f"{short_peer(peer)} {'is banned for what it sent before' if before else source.note}")
         if not told:
             return "no holder is known"
         more = len(told) - NOTES_SHOWN_MAX

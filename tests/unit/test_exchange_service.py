@@ -87,7 +87,8 @@ async def test_a_killed_sender_is_replaced_at_once(autojump_clock: trio.testing.
 
 
 async def test_a_flipped_byte_is_refused_and_fetched_elsewhere(autojump_clock: trio.testing.MockClock) -> None:
-    async with open_swarm() as swarm:
+    config = ExchangeConfig(outstanding_start_bytes=2 * CHUNK, outstanding_bytes_max=4 * CHUNK)
+    async with open_swarm(config=config) as swarm:
         rotten, sound, asker = await swarm.add("rotten"), await swarm.add("sound"), await swarm.add("asker")
         data = some_bytes(20 * CHUNK)
         digest = rotten.blobs.add(data)
