@@ -48,9 +48,12 @@ class DhtHost:
         with trio.move_on_after(OPEN_TIMEOUT_S):
             try:
                 return await self._open(peer_id, protocol_ids[0])
-            except (SwarmException, ProtocolRefused, RemoteProtocolError, TransportError) as error:
+            except (SwarmException, ProtocolRefused, RemoteProtocolError) as error:
                 self._failed(peer)
                 raise TransportError(f"peer {peer} is not reached for the DHT: {error}") from error
+            except TransportError as error:
+                # It is there, and too busy just now.
+                raise TransportError(f"peer {peer} refused a stream for the DHT: {error}") from error
         self._failed(peer)
         raise TransportError(f"peer {peer} did not answer within {OPEN_TIMEOUT_S:g} s")
 
