@@ -80,23 +80,25 @@ async def open_node(config: HerdConfig) -> AsyncIterator[HerdNode]:
     with holding_home(config.home):
         async with AsyncExitStack() as stack:
             resources = await _open_resources(config, stack)
-            node, discovery, exchange = _assemble(config, resources)
-            metrics = _metrics(node, resources, discovery, exchange)
+            services = _assemble(config, resources)
+            node = _local_node(config, resources, services)
             async with open_background() as nursery, AsyncExitStack() as inner_stack:
-                for service in (resources.store, node.membership, node.catalog, exchange, discovery):
-                    await nursery.start(service.run)
-                node.api = await nursery.start(serve_api, node, config.api, metrics)
+                for part in (resources.store, services.membership, services.catalog, services.exchange):
+                    await nursery.start(part.run)
+                await nursery.start(services.discovery.run)
+                node.api = await nursery.start(serve_api, node, config.api, _metrics(resources, services))
                 if config.network.mdns:
+                    addresses = resources.transport.addresses()
                     await inner_stack.enter_async_context(
-                        open_mdns(resources.identity.peer_id, resources.transport.addresses(), node.membership.meet)
+                        open_mdns(resources.identity.peer_id, addresses, services.membership.meet)
                     )
-                await node.membership.join()
-                await nursery.start(node.models.run)
+                await services.membership.join()
+                await nursery.start(services.models.run)
                 try:
                     yield node
                 finally:
                     with trio.move_on_after(LEAVE_TIMEOUT_S, shield=True):
-                        await node.membership.leave()
+                        await services.membership.leave()
 
 
 async def _open_resources(config: HerdConfig, stack: AsyncExitStack) -> _Resources:
@@ -128,24 +130,22 @@ def _datagram_port(configured: int, transport: Libp2pTransport) -> int:
     return number
 
 
-def _assemble(config: HerdConfig, resources: _Resources) -> tuple[LocalNode, DiscoveryService, ExchangeService]:
+@attrs.frozen
+class _Services:
+    """The long-running parts, each knowing the others only where it is given them here."""
+
+    membership: MembershipService
+    catalog: CatalogService
+    discovery: DiscoveryService
+    exchange: ExchangeService
+    models: ModelService
+
+
+def _assemble(config: HerdConfig, resources: _Resources) -> _Services:
     identity, bus, blame = resources.identity, resources.bus, resources.blame
     store, transport = resources.store, resources.transport
     peer_id, rng = identity.peer_id, random.Random(secrets.randbits(128))
-    membership = MembershipService(
-        transport,
-        resources.datagrams,
-        config.membership,
-        peer_id,
-        identity.sign,
-        rng,
-        bus,
-        blame,
-        config.home,
-        config.labels,
-        store.free_disk_bytes,
-        config.network.bootstrap,
-    )
+    membership = _membership(config, resources, rng)
     catalog = CatalogService(
         transport,
         config.catalog,
@@ -179,32 +179,52 @@ def _assemble(config: HerdConfig, resources: _Resources) -> tuple[LocalNode, Dis
             discovery.peer_joined(peer, member.record.addresses)
 
     membership.subscribe_alive(member_changed)
-    node = LocalNode(
+    return _Services(membership, catalog, discovery, exchange, models)
+
+
+def _membership(config: HerdConfig, resources: _Resources, rng: random.Random) -> MembershipService:
+    return MembershipService(
+        resources.transport,
+        resources.datagrams,
+        config.membership,
+        resources.identity.peer_id,
+        resources.identity.sign,
+        rng,
+        resources.bus,
+        resources.blame,
+        config.home,
+        config.labels,
+        resources.store.free_disk_bytes,
+        config.network.bootstrap,
+    )
+
+
+def _local_node(config: HerdConfig, resources: _Resources, services: _Services) -> LocalNode:
+    return LocalNode(
         config=config,
         version=version("llamaherd"),
-        peer_id=peer_id,
-        events=bus,
-        blame=blame,
-        store=store,
-        transport=transport,
-        membership=membership,
-        catalog=catalog,
-        models=models,
+        peer_id=resources.identity.peer_id,
+        events=resources.bus,
+        blame=resources.blame,
+        store=resources.store,
+        transport=resources.transport,
+        membership=services.membership,
+        catalog=services.catalog,
+        models=services.models,
     )
-    return node, discovery, exchange
 
 
-def _metrics(node: LocalNode, resources: _Resources, discovery: DiscoveryService, exchange: ExchangeService) -> Metrics:
-    metrics = Metrics(node.version)
+def _metrics(resources: _Resources, services: _Services) -> Metrics:
+    metrics = Metrics(version("llamaherd"))
     for name, statistics, gauges in (
         ("store", resources.store.statistics, STORE_GAUGES),
         ("transport", resources.transport.statistics, ("connections", "handshakes", "streams")),
         ("datagrams", resources.datagrams.statistics, ()),
         ("dht", resources.directory.statistics, ("peers", "values", "provided_keys")),
-        ("membership", node.membership.statistics, MEMBERSHIP_GAUGES),
-        ("catalog", node.catalog.statistics, ("versions", "names", "owners", "holdings", "size_bytes", "streams")),
-        ("discovery", discovery.statistics, ()),
-        ("exchange", exchange.statistics, EXCHANGE_GAUGES),
+        ("membership", services.membership.statistics, MEMBERSHIP_GAUGES),
+        ("catalog", services.catalog.statistics, ("versions", "names", "owners", "holdings", "size_bytes", "streams")),
+        ("discovery", services.discovery.statistics, ("pending",)),
+        ("exchange", services.exchange.statistics, EXCHANGE_GAUGES),
     ):
         metrics.register_statistics(name, statistics, gauges=gauges)
     metrics.register_statistics("blame", resources.blame.statistics, label="reason")
