@@ -5,6 +5,8 @@ here each connection is bounded and isolated, so that no client can hold up the 
 """
 
 import logging
+import socket
+from socket import IPPROTO_TCP, SO_KEEPALIVE, SOL_SOCKET
 from types import TracebackType
 from typing import Self
 
@@ -24,7 +26,8 @@ from node.metrics import Metrics
 log = logging.getLogger("herd.api")
 
 SEND_PIECE_SIZE_BYTES = 65_536
-WEBSOCKET_PING_INTERVAL_S = 30.0
+KEEPALIVE_IDLE_S = 60
+"""After so long a silence the kernel asks whether a client's host still lives; its WebSocket would never say so."""
 
 
 class _ClientStream(trio.abc.HalfCloseableStream):
@@ -82,6 +85,9 @@ class _Listener(trio.abc.Listener[_ClientStream]):
         except BaseException:
             self._places.release()
             raise
+        stream.setsockopt(SOL_SOCKET, SO_KEEPALIVE, 1)
+        if hasattr(socket, "TCP_KEEPIDLE"):
+            stream.setsockopt(IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
         return _ClientStream(stream, self._places, self._config.write_timeout_s)
 
     async def aclose(self) -> None:
@@ -183,7 +189,8 @@ def _hypercorn_config(config: ApiConfig) -> Config:
     settings.accesslog = None
     settings.include_server_header = False
     settings.websocket_max_message_size = config.request_size_bytes_max
-    settings.websocket_ping_interval = WEBSOCKET_PING_INTERVAL_S
+    # hypercorn's own pings would hold the place of a listener that left until the next ping is due.
+    settings.websocket_ping_interval = None
     return settings
 
 
