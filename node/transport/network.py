@@ -225,43 +225,44 @@ class Network:
                 self.counters.connections_turned_away += 1
                 stream.socket.close()
                 continue
-            self._nursery.start_soon(self._let_in, stream, host)
+            # Counted here, not in its task: a burst must not pass before its first task has run.
+            self._handshakes_made += 1
+            handshake = _Handshake(host, trio.current_time(), trio.CancelScope())
+            self._handshakes[self._handshakes_made] = handshake
+            self._nursery.start_soon(self._let_in, stream, self._handshakes_made, handshake)
 
     def _has_room(self, host: str) -> bool:
         """Whether a newcomer may begin a handshake; one that dawdles is pushed out for it."""
         if self.connection_count() >= self._config.connections_max:
             return False
-        of_host = [each for each in self._handshakes.values() if each.host == host]
-        crowd: list[_Handshake] = []
+        of_host = [number for number, each in self._handshakes.items() if each.host == host]
         if len(of_host) >= self._config.handshakes_per_host_max:
-            crowd = of_host
+            oldest = of_host[0]
         elif len(self._handshakes) >= self._config.handshakes_max:
-            crowd = list(self._handshakes.values())
-        if not crowd:
+            oldest = next(iter(self._handshakes))
+        else:
             return True
-        oldest = crowd[0]
-        if trio.current_time() - oldest.began_at_s < EVICTION_AGE_S:
+        handshake = self._handshakes[oldest]
+        if trio.current_time() - handshake.began_at_s < EVICTION_AGE_S:
             return False
-        oldest.scope.cancel()
+        # Out of the count at once: two newcomers must not push out the same one and both stay.
+        del self._handshakes[oldest]
+        handshake.scope.cancel()
         return True
 
-    async def _let_in(self, stream: trio.SocketStream, host: str) -> None:
-        raw = TcpConnection(stream, dialed_here=False, remote_host=host)
-        handshake = _Handshake(host, trio.current_time(), trio.CancelScope())
-        self._handshakes_made += 1
-        number = self._handshakes_made
-        self._handshakes[number] = handshake
+    async def _let_in(self, stream: trio.SocketStream, number: int, handshake: _Handshake) -> None:
+        raw = TcpConnection(stream, dialed_here=False, remote_host=handshake.host)
         channel: SecuredConnection | None = None
         try:
-            handshake.scope.deadline = trio.current_time() + self._config.admission_timeout_s
+            handshake.scope.deadline = handshake.began_at_s + self._config.admission_timeout_s
             with handshake.scope:
                 channel = await upgrade_accepted(raw, self._credentials)
         except Stranger as error:
-            self._refused(error, host)
+            self._refused(error, handshake.host)
         except (TransportError, RemoteProtocolError) as error:
-            log.debug("a handshake from %s failed: %s", host, error)
+            log.debug("a handshake from %s failed: %s", handshake.host, error)
         finally:
-            del self._handshakes[number]
+            self._handshakes.pop(number, None)
             if channel is None:
                 self.counters.handshakes_failed += 1
                 await raw.close()
