@@ -19,7 +19,7 @@ from node.services.catalog_file import CatalogFile, Key, Record, key_of
 from node.services.catalog_links import PROTOCOL, Links, end
 from protocols.catalog.catalog import Catalog, CatalogCounts
 from protocols.catalog.config import CatalogConfig
-from protocols.catalog.events import Dropped, Heard, Kept, PeerJoined, Publish, SetHoldings, Started
+from protocols.catalog.events import Dropped, Heard, Keep, Kept, PeerJoined, Publish, SetHoldings, Started
 from protocols.catalog.messages import (
     CODEC,
     MESSAGE_SIZE_BYTES_MAX,
@@ -140,6 +140,14 @@ class CatalogService:
         if record is None:
             raise HerdError(f"the catalog has no room for {name}; raise versions_max or versions_size_bytes_max")
         return record
+
+    def keep_version(self, record: VersionRecord) -> None:
+        """This node pulls a version it found elsewhere: keep its record, even where this node follows nobody.
+
+        Without it such a node would later announce what it pulled as a version of its own. RemoteProtocolError when
+        the record is forged.
+        """
+        self._feed(Keep(record, self._wall_ms()))
 
     def set_holdings(self, holdings: Sequence[Holding]) -> None:
         """What this node holds now, whole; members are told when it changed."""
@@ -341,12 +349,17 @@ class CatalogService:
             return
         changes, self._changes = self._changes, {}
         self._changed = trio.Event()
+        written = False
         try:
             await trio.to_thread.run_sync(self._file.write, changes)
+            written = True
         except HerdError as error:
             # Members still have the records; what could not be written now is written with the next change.
             log.warning("%s", error)
-            self._changes = {**changes, **self._changes}
+        finally:
+            # A cancellation may come before the thread began; then the last write takes them too.
+            if not written:
+                self._changes = {**changes, **self._changes}
 
     async def _close_file(self) -> None:
         if self._file is None:

@@ -15,6 +15,7 @@ from protocols.catalog.contents import Contents
 from protocols.catalog.events import (
     Dropped,
     Heard,
+    Keep,
     Kept,
     PeerJoined,
     Publish,
@@ -69,13 +70,18 @@ class Catalog:
         self._learned = self._refused = self._let_go = 0
 
     def _restore(self, restored: Restored) -> list[Effect]:
+        follows = self._config.follow == "all"
+        for inventory in restored.inventories:
+            if (follows or inventory.owner == self._peer_id) and self._contents.inventories.newer(
+                inventory.owner, inventory.sequence
+            ):
+                self._contents.add_inventory(inventory, tuple)
         # Oldest first, so that room runs out for the same records as it did before.
         for record in sorted(restored.versions, key=lambda record: (record.clock, record.id())):
-            self._contents.add_version(record)
-            self._publisher.latest = max(self._publisher.latest, record.clock)
-        for inventory in restored.inventories:
-            if self._contents.inventories.newer(inventory.owner, inventory.sequence):
-                self._contents.add_inventory(inventory, tuple)
+            own = record.author == self._peer_id or self.state(self._peer_id, record.manifest_digest) is not None
+            if follows or own:
+                self._contents.add_version(record)
+                self._publisher.latest = max(self._publisher.latest, record.clock)
         return []
 
     # What a node asks of its catalog.
@@ -154,7 +160,8 @@ class Catalog:
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take one event at `now` (seconds, monotonic); give the effects in order.
 
-        Raises LocalProtocolError for a version of our own that contradicts itself.
+        Raises LocalProtocolError for a version of our own that contradicts itself, RemoteProtocolError for a bad
+        record to keep.
         """
         match event:
             case Heard():
@@ -170,8 +177,10 @@ class Catalog:
             case Restored():
                 return self._restore(event)
             case Publish():
-                record = self._publisher.version(event)
-                return [] if record is None else self._keep(record, news=False)
+                published = self._publisher.version(event)
+                return [] if published is None else self._keep(published, news=False)
+            case Keep(record=record, wall_ms=wall_ms):
+                return self._take_on(record, wall_ms)
             case SetHoldings():
                 inventory = self._publisher.inventory(event.holdings, event.wall_ms)
                 return [] if inventory is None else self._keep(inventory, news=False)
@@ -229,7 +238,10 @@ class Catalog:
 
     def _hear_version(self, record: VersionRecord, wall_ms: int) -> list[Effect]:
         follows = self._config.follow == "all" or record.author == self._peer_id
-        if not follows or self.version(record.id()) is not None:
+        return self._take_on(record, wall_ms) if follows else []
+
+    def _take_on(self, record: VersionRecord, wall_ms: int) -> list[Effect]:
+        if self.version(record.id()) is not None:
             return []
         record.verify()
         if too_far_ahead(record.clock, wall_ms, self._config.clock_drift_max_s):

@@ -55,6 +55,14 @@ class Publish(Event):
 
 
 @attrs.frozen
+class Keep(Event):
+    """This node takes on a version it found elsewhere (it pulls it): keep the record, whomever this node follows."""
+
+    record: VersionRecord
+    wall_ms: int
+
+
+@attrs.frozen
 class SetHoldings(Event):
     """What this node holds, whole; only a change is told to others."""
 

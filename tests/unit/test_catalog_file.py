@@ -4,6 +4,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+import trio
 
 from node.errors import HerdError
 from node.services.catalog_file import CatalogFile
@@ -103,3 +104,15 @@ def _rows(path: Path) -> int:
     finally:
         connection.close()
     return int(count)
+
+
+async def test_no_record_is_lost_however_soon_the_end_comes(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.sqlite"
+    for number in range(20):
+        async with Hosts(simulated_nodes(0.0)).open("ann", path=path) as ann:
+            assert len(ann.catalog.names()) == number
+            for _ in range(number % 4):
+                await trio.lowlevel.checkpoint()
+            ann.add_model(f"m{number}:1", number)
+            for _ in range(number % 3):
+                await trio.lowlevel.checkpoint()

@@ -1,15 +1,17 @@
 """Gossip and repair between pure cores: who says what to whom, in order."""
 
 import attrs
+import pytest
 
 from protocols.catalog.catalog import Catalog
 from protocols.catalog.config import CatalogConfig
-from protocols.catalog.events import Heard, Kept, PeerJoined, Restored, Started
+from protocols.catalog.events import Heard, Keep, Kept, PeerJoined, Restored, Started
 from protocols.catalog.gossip import GOSSIP, PUSH_PULL
 from protocols.catalog.messages import Advert, AskHolding, Buckets, InventoryKey, Keys, Records, Summary, Want
 from protocols.catalog.records import Inventory, VersionRecord
 from protocols.catalog.rumors import Rumors, rounds_for
 from protocols.effects import Blame, Effect, Event, Send, SetTimer, TimerFired
+from protocols.errors import RemoteProtocolError
 from protocols.ids import PeerId
 from tests.support_catalog import (
     WALL_MS,
@@ -209,6 +211,23 @@ def test_what_is_restored_is_there_and_no_news() -> None:
     own = alice.head(full("n:1"))
     assert own is not None
     assert own.clock > record.clock, "dated after all it knows"
+
+
+def test_a_node_that_follows_nobody_restores_and_keeps_what_it_holds() -> None:
+    config = CatalogConfig(follow="none")
+    held, other, own = version(BOB, "held:1", 1), version(BOB, "other:1", 2), version(ALICE, "own:1", 3)
+    mine = inventory(ALICE, 3, 1)
+    alice = core_of(ALICE, BOB, config=config)
+    alice.handle(Restored([held, other, own], [mine, inventory(BOB, 3, 1, 2)]), 0.0)
+    assert alice.names() == [full("held:1"), full("own:1")]
+    assert alice.inventory(ALICE.peer_id) == mine
+    assert alice.inventory(BOB.peer_id) is None
+    pulled = version(BOB, "pulled:1", 4)
+    assert alice.handle(Keep(pulled, WALL_MS), 0.0)[0] == Kept(pulled, news=True)
+    assert alice.handle(publish("pulled:1", 4), 0.0) == [], "it is bob's version that alice now holds"
+    with pytest.raises(RemoteProtocolError, match="is not signed by"):
+        alice.handle(Keep(attrs.evolve(other, signature=bytes(64)), WALL_MS), 0.0)
+    assert not alice.knows(full("other:1"), other.manifest_digest)
 
 
 def test_providers_are_alive_and_sorted_complete_first() -> None:
