@@ -241,7 +241,7 @@ class AskingSide:
                         nursery.start_soon(self._receive, giver)
                         nursery.start_soon(self._watch, giver)
         except Exception:
-            # The boundary that isolates a peer: a fault of ours that one session meets must not end the node.
+            # boundary: isolates a peer; a fault of ours that one session meets must not end the node.
             log.exception("the session with %s failed", giver.peer)
         finally:
             self._lose(giver, TransportError("the session ended"))

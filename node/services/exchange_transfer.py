@@ -134,7 +134,7 @@ class Transfer:
                     self.report = await self._receive()
                     self.leaving = True
                     nursery.cancel_scope.cancel()
-        except Exception as error:  # Not swallowed: every `fetch` that waits raises it again.
+        except Exception as error:  # boundary: isolates a transfer; every `fetch` that waits for it raises it again
             self._fail(_only(error))
         finally:
             self.leaving = True
