@@ -268,6 +268,7 @@ async def test_a_cancelled_receive_loses_nothing(open_node: OpenNode) -> None:
         assert await stream.receive(MIB) is None
 
 
+@pytest.mark.slow
 async def test_a_cancelled_send_ends_its_stream_but_not_the_connection(open_node: OpenNode) -> None:
     ended: list[Exception] = []
 
@@ -294,6 +295,7 @@ async def test_a_cancelled_send_ends_its_stream_but_not_the_connection(open_node
         assert await steady.receive(10) == b"steady"
 
 
+@pytest.mark.slow
 async def test_a_sender_waits_for_a_slow_reader(open_node: OpenNode) -> None:
     async def read_slowly(stream: Stream) -> None:
         count = 0
@@ -370,6 +372,7 @@ async def test_both_ends_dial_at_once_and_both_are_served(open_node: OpenNode) -
         assert sorted(answers, key=str) == [b"ann"] * 5 + [b"bob"] * 5
 
 
+@pytest.mark.slow
 async def test_a_reader_that_stops_for_good_breaks_the_stream_at_both_ends(kind: str, clock: MockClock | None) -> None:
     told: list[Exception] = []
 
@@ -397,6 +400,7 @@ async def test_a_reader_that_stops_for_good_breaks_the_stream_at_both_ends(kind:
         assert await call(ann, bob.peer, b"the connection lives") == b"the connection lives"
 
 
+@pytest.mark.slow
 async def test_an_open_ends_at_its_deadline(kind: str, clock: MockClock | None, open_node: OpenNode) -> None:
     async with open_node("ann", MESH_KEY) as ann, trio.open_nursery() as nursery:
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1") if kind == "libp2p" else []

@@ -31,6 +31,7 @@ async def test_of_two_simultaneous_connections_both_ends_choose_the_same() -> No
             await until(lambda: libp2p(bob).statistics().connections == 0)
 
 
+@pytest.mark.slow
 async def test_the_spare_connection_goes_once_it_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network_module, "TIDY_INTERVAL_S", 0.1)
     async with pair(loopback_nodes()) as (ann, bob):
@@ -45,6 +46,7 @@ async def test_the_spare_connection_goes_once_it_is_not_used(monkeypatch: pytest
         assert await call(ann, bob.peer, b"still here") == b"still here"
 
 
+@pytest.mark.slow
 async def test_a_connection_on_which_nothing_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """The peer's host lost its power: the socket stands, nobody is behind it."""
     monkeypatch.setattr(libp2p_module, "SILENCE_S", 0.2)

@@ -153,6 +153,7 @@ async def test_after_the_door_only_yamux_is_spoken() -> None:
 @pytest.mark.parametrize(
     "said", [b"", b"\x13/multi", b"\x13/multistream/1.0.0\n", b"GET / HTTP/1.1\r\n\r\n", bytes(99)]
 )
+@pytest.mark.slow
 async def test_whatever_a_stranger_says_or_not_ends_in_time(said: bytes) -> None:
     async with loopback_nodes(HASTY)("node", MESH_KEY) as node:
         host, port = tcp_target(node.transport.addresses()[0])
@@ -165,6 +166,7 @@ async def test_whatever_a_stranger_says_or_not_ends_in_time(said: bytes) -> None
         assert libp2p(node).statistics().handshakes_failed == 1
 
 
+@pytest.mark.slow
 async def test_a_crowd_that_dawdles_at_the_door_does_not_keep_a_member_out() -> None:
     config = loopback_config(admission_timeout_s=60, handshakes_max=16, handshakes_per_host_max=8)
     async with loopback_nodes(config)("node", MESH_KEY) as node, loopback_nodes()("ann", MESH_KEY) as ann:

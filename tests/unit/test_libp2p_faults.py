@@ -90,6 +90,7 @@ async def test_four_hundred_peers_come_and_go_and_the_next_is_served(open_target
         await until(lambda: trio.lowlevel.current_statistics().tasks_living <= tasks)
 
 
+@pytest.mark.slow
 async def test_the_second_address_is_tried_when_the_first_is_dead() -> None:
     async with pair(loopback_nodes()) as (ann, bob), trio.open_nursery() as nursery:
         (silent,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
@@ -113,6 +114,7 @@ async def test_the_second_address_is_tried_when_the_first_is_dead() -> None:
 
 
 @pytest.mark.xfail(strict=True, reason="the fault as it ships")
+@pytest.mark.slow
 async def test_the_second_address_is_tried_by_the_stock_host() -> None:
     async with stock_host("ann") as ann, stock_host("bob") as bob:
         addresses = [Multiaddr("/ip4/127.0.0.1/tcp/1"), Multiaddr(stock_address(bob))]
@@ -129,6 +131,7 @@ async def test_twenty_dials_wait_for_nothing() -> None:
                 await ann.transport.drop(bob.peer)
 
 
+@pytest.mark.slow
 async def test_a_peer_that_says_nothing_cannot_hold_a_dial() -> None:
     async with loopback_nodes()("ann", MESH_KEY) as ann, trio.open_nursery() as nursery:
         silent = identity_of("silent").peer_id
@@ -142,6 +145,7 @@ async def test_a_peer_that_says_nothing_cannot_hold_a_dial() -> None:
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.slow
 async def test_bulk_both_ways_goes_on_while_both_ends_ping() -> None:
     await _bulk_both_ways(seconds=3)
 
@@ -196,6 +200,7 @@ async def _ping(connection: YamuxConnection) -> None:
 
 
 @pytest.mark.xfail(strict=True, reason="the fault as it ships")
+@pytest.mark.slow
 async def test_bulk_both_ways_goes_on_between_stock_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stock_yamux, "RTT_MEASURE_INTERVAL", 0.005)
     received = {"ann": 0, "bob": 0}

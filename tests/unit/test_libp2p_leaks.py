@@ -57,6 +57,7 @@ async def ask_oddly(near: Node, far: Node, number: int) -> None:
             await stream.abort()
 
 
+@pytest.mark.slow
 async def test_thousand_calls_leave_no_stream_and_no_task(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL)
     async with pair(loopback_nodes()) as (ann, bob):
