@@ -160,6 +160,8 @@ class Transfer:
                 # It cuts the blob otherwise now. What is on its way ends before it is asked anything new.
                 self._sources.lost(peer, "it receives the blob anew", trio.current_time())
                 self._detach(peer)
+            else:
+                self._feed_lost(peer)
 
     def blob_absent(self, peer: PeerId) -> None:
         """A giver has nothing of the blob."""
