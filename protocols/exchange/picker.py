@@ -248,10 +248,14 @@ class Picker:
 
     def _timer_fired(self, event: TimerFired, now: float, plan: _Plan) -> None:
         self._timer_set = False
-        for peer in list(self._holders):
-            holder = self._holders[peer]
-            if holder.asked and self._paces.notice_late(peer, self._largest(holder), now):
-                self._ask_others_instead(peer, holder, now, plan)
+        # All are looked at before anything moves: nothing may be asked of one that turns out late, and be taken back.
+        late = [
+            peer
+            for peer, holder in self._holders.items()
+            if holder.asked and self._paces.notice_late(peer, self._largest(holder), now)
+        ]
+        for peer in late:
+            self._ask_others_instead(peer, self._holders[peer], now, plan)
         self._fill(now, plan)
 
     # What to do about it

@@ -50,10 +50,12 @@ class World:
             self.feed(PeerReady(peer, Bits(chunk_count, sorted(chunks))))
 
     def feed(self, event: object) -> None:
+        asked: list[int] = []
         for effect in self.picker.handle(event, self.now):  # type: ignore[arg-type]
             match effect:
                 case Ask(peer, indices):
                     self.check_asks(peer, indices)
+                    asked += indices
                 case Withdraw(peer, indices):
                     for index in indices:
                         assert index in self.queue[peer], "only what was asked is taken back"
@@ -63,6 +65,15 @@ class World:
                 case CancelTimer():
                     self.timer_at = None
 
+        self.check_copies(asked)
+
+    def check_copies(self, asked: list[int]) -> None:
+        for index in asked:
+            askers = [p for p in self.queue if index in self.queue[p] and index not in self.withdrawn[p]]
+            assert len(askers) <= 2
+            if len(askers) == 2:
+                assert self.everything_is_asked(), "a second copy is asked only when nothing unrequested remains"
+
     def check_asks(self, peer: PeerId, indices: tuple[int, ...]) -> None:
         assert peer not in self.lost, "a lost peer is never asked"
         for index in indices:
@@ -70,11 +81,6 @@ class World:
             assert index not in self.stored, "nothing is asked that is here"
             assert index not in self.queue[peer], "a want is asked once until it has ended"
             self.queue[peer].append(index)
-        for index in indices:
-            askers = [p for p in self.queue if index in self.queue[p] and index not in self.withdrawn[p]]
-            if len(askers) > 1:
-                assert self.everything_is_asked(), "a second copy is asked only when nothing unrequested remains"
-                assert len(askers) <= 2
         assert sum(len(queue) for queue in self.queue.values()) * CHUNK <= self.config.receive_buffer_bytes
         assert len(self.queue[peer]) * CHUNK <= self.config.outstanding_bytes_max
 
@@ -173,7 +179,7 @@ def worlds(draw: st.DrawFn) -> World:
 steps = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 300)), max_size=60)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(worlds(), steps)
 def test_every_chunk_comes_whatever_peers_do(world: World, doings: list[tuple[int, int]]) -> None:
     for choice, argument in doings:
