@@ -224,6 +224,8 @@ class ModelService:
         for listener in list(listeners):
             listener(Progress(operation_id, name.display(), "resolving", 0, 0))
         version, answered = await self._resolve(name)
+        # A node that follows no names keeps the record of what it pulls: it holds that version, it did not make one.
+        self._catalog.keep_version(version)
 
         def sources(digest: Digest) -> list[PeerId]:
             # Whoever has the blob, in whatever model: fine-tunes share most of theirs.

@@ -262,6 +262,10 @@ async def test_a_node_without_a_catalog_asks_the_directory(autojump_clock: MockC
         assert [(model.source, [held.checked for held in model.providers]) for model in found] == [("dht", [True])]
         report = await newcomer.models.pull("llama")
         assert report.sources == {first.id: len(WEIGHTS)}
+        await trio.sleep(5)
+        head = newcomer.catalog.head(parse_name("llama").full())
+        assert head is not None
+        assert head.author == first.id
 
 
 async def test_errors_name_the_model_and_the_remedy(autojump_clock: MockClock) -> None:
