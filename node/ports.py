@@ -4,7 +4,8 @@ Services import these, never the rooms that implement them; `node.app` alone bri
 Everything here is driven from one Trio thread; an `async` method may wait, a plain one never does.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
@@ -187,6 +188,10 @@ class Blobs(Protocol):
 
         Chunks that another local blob already has are not copied here; that is its own capability.
         """
+        ...
+
+    def keep(self, digests: Iterable[Digest]) -> AbstractContextManager[None]:
+        """While the block lasts, removing another model leaves these blobs alone: a model to come needs them."""
         ...
 
 

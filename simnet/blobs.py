@@ -1,7 +1,9 @@
 """Blobs in memory: the twin of the store's, with the faults a test asks for."""
 
 import hashlib
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import attrs
 import trio
@@ -125,6 +127,7 @@ class MemoryBlobs:
         self.read_delay_s = read_delay_s
         self.write_delay_s = write_delay_s
         self.reads: list[tuple[Digest, int]] = []
+        self.kept: Counter[Digest] = Counter()
         self.on_read: Callable[[Digest, int], object] | None = None
         self._free_bytes = capacity_bytes
         self._reading = trio.CapacityLimiter(reads_at_once)
@@ -190,6 +193,16 @@ class MemoryBlobs:
         self.take_space(len(data))
         self._whole[recipe.digest] = _Whole(recipe, bytearray(data), Bits.full(len(recipe)))
         return recipe.digest
+
+    @contextmanager
+    def keep(self, digests: Iterable[Digest]) -> Iterator[None]:
+        """While the block lasts, removing a model leaves these blobs alone."""
+        kept = list(digests)
+        self.kept.update(kept)
+        try:
+            yield
+        finally:
+            self.kept.subtract(kept)
 
     def remove(self, digest: Digest) -> None:
         """Delete a blob and what was received of it."""

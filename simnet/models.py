@@ -67,7 +67,7 @@ class MemoryModels:
             raise NotFound(f"{name.display()} is not in this store")
         needed = {blob.digest for named in self._named.values() for blob in named.manifest.blobs()}
         for blob in removed.manifest.blobs():
-            if blob.digest not in needed:
+            if blob.digest not in needed and not self._blobs.kept[blob.digest]:
                 self._blobs.remove(blob.digest)
         self._bus.publish(StoreChanged(name.display(), "removed", ""))
 

@@ -237,6 +237,7 @@ class ModelService:
             version,
             sources=sources,
             exchange=self._exchange,
+            blobs=self._blobs,
             models=self._models,
             bus=self._bus,
             listeners=listeners,

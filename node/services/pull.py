@@ -11,7 +11,7 @@ import trio
 from node.errors import HerdError
 from node.events import EventBus, TransferEnded, TransferProgressed
 from node.facade import OnProgress
-from node.ports import Models
+from node.ports import Blobs, Models
 from node.services.exchange import ExchangeService
 from node.services.exchange_transfer import FetchProgress, FetchReport
 from node.views import Progress, PullReport, TransferView
@@ -44,6 +44,7 @@ class Pull:
         *,
         sources: Callable[[Digest], Sequence[PeerId]],
         exchange: ExchangeService,
+        blobs: Blobs,
         models: Models,
         bus: EventBus,
         listeners: list[OnProgress],
@@ -54,6 +55,8 @@ class Pull:
         self._sources = sources
         self._exchange = exchange
         self._models = models
+        # Blobs that another model brought, removed while this pull runs, are still needed here.
+        self._kept = blobs.keep([entry.digest for entry in version.blobs])
         self._bus = bus
         self._listeners = listeners
         self._phase = "fetching"
@@ -80,10 +83,11 @@ class Pull:
             )
 
     async def _fetch_and_place(self) -> PullReport:
-        self._tell("fetching", now=True)
-        await self._fetch_all()
-        self._tell("writing", now=True)
-        await self._models.place_model(self._name, self.version.manifest)
+        with self._kept:
+            self._tell("fetching", now=True)
+            await self._fetch_all()
+            self._tell("writing", now=True)
+            await self._models.place_model(self._name, self.version.manifest)
         self._tell("done", now=True)
         fetched = sum(report.fetched_bytes for report in self._reports)
         resumed = sum(report.resumed_bytes for report in self._reports)

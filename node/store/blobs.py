@@ -194,7 +194,7 @@ class StoreBlobs:
         return self._used[digest] > 0
 
     @contextmanager
-    def use(self, digests: Iterable[Digest]) -> Iterator[None]:
+    def keep(self, digests: Iterable[Digest]) -> Iterator[None]:
         """Keep `remove` from taking these blobs while the block lasts."""
         kept = list(digests)
         self._used.update(kept)
@@ -223,7 +223,7 @@ class Reception:
         self._blobs = blobs
         self._partials = partials
         self._partial = partial
-        self._use = blobs.use([partial.recipe.digest])
+        self._use = blobs.keep([partial.recipe.digest])
         self._use.__enter__()
         self._closed = False
 
@@ -262,7 +262,7 @@ class WholeReception:
     def __init__(self, blobs: StoreBlobs, recipe: Recipe, bits: Bits) -> None:
         self.recipe = recipe
         self._bits = bits
-        self._use = blobs.use([recipe.digest])
+        self._use = blobs.keep([recipe.digest])
         self._use.__enter__()
         self._closed = False
 

@@ -3,8 +3,8 @@
 import fcntl
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import attrs
@@ -152,10 +152,6 @@ class Store:
     def partials(self) -> list[PartialView]:
         """The blobs that are not whole yet."""
         return self._partials.views()
-
-    def keep(self, digests: Iterable[Digest]) -> AbstractContextManager[None]:
-        """While the block lasts, `remove` leaves these blobs alone: a pull needs them for a model to come."""
-        return self.blobs.use(digests)
 
     # -- figures
 

@@ -124,6 +124,18 @@ async def test_removing_keeps_what_another_model_names(shelf: Shelf) -> None:
         await shelf.models.remove(TINY)
 
 
+async def test_removing_keeps_what_a_pull_still_needs(shelf: Shelf) -> None:
+    await receive(shelf, b"shared")
+    await shelf.models.place_model(TINY, manifest_of(b"shared"))
+    with shelf.blobs.keep([digest_of(b"shared")]):
+        await shelf.models.remove(TINY)
+        assert shelf.blobs.held(digest_of(b"shared")) is not None
+        await shelf.models.place_model(OTHER, manifest_of(b"shared"))
+    assert list(await shelf.models.complete_manifests()) == [OTHER]
+    await shelf.models.remove(OTHER)
+    assert shelf.blobs.held(digest_of(b"shared")) is None
+
+
 async def test_changes_are_told(shelf: Shelf, gguf: Path) -> None:
     with shelf.bus.subscribe() as events:
         await shelf.models.add_gguf(gguf, TINY)
