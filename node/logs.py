@@ -68,19 +68,22 @@ def logging_to(config: LogConfig) -> Iterator[None]:
     handler = _handler(config)
     handler.setFormatter(JsonFormatter() if config.format == "json" else TextFormatter())
     root = logging.getLogger()
-    levels = {name: logging.getLogger(name).level for name in QUIET_LOGGERS}
+    before = {name: (quiet.level, quiet.propagate) for name in QUIET_LOGGERS for quiet in [logging.getLogger(name)]}
     level, handlers = root.level, root.handlers[:]
     root.handlers[:] = [handler]
     root.setLevel(config.level.upper())
     for name in QUIET_LOGGERS:
-        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+        quiet = logging.getLogger(name)
+        quiet.setLevel(max(logging.WARNING, root.level))
+        quiet.propagate = True  # py-libp2p cuts its logger off from everybody's handlers when it is imported
     try:
         yield
     finally:
         root.handlers[:] = handlers
         root.setLevel(level)
-        for name, before in levels.items():
-            logging.getLogger(name).setLevel(before)
+        for name, (quiet_level, propagate) in before.items():
+            logging.getLogger(name).setLevel(quiet_level)
+            logging.getLogger(name).propagate = propagate
         handler.close()
 
 

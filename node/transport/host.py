@@ -4,6 +4,7 @@ It is py-libp2p's `BasicHost` with nothing of its own running: no swarm under it
 service raises or leaves open ends with its stream.
 """
 
+import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -23,6 +24,9 @@ from node.transport.upgrade import Credentials
 from node.transport.yamux import YamuxConnection
 from node.transport.yamux_stream import YamuxStream
 from protocols.ids import PeerId
+
+# Importing py-libp2p cuts its logger off from the process's handlers; its warnings are for whoever runs the node.
+logging.getLogger("libp2p").propagate = True
 
 ADDRESS_LIFE_S = 365 * 24 * 3600
 """Addresses are forgotten when membership replaces them, not by the peer store's clock."""

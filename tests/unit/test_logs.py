@@ -2,6 +2,8 @@
 
 import json
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,8 +39,12 @@ def test_json_lines_carry_the_traceback_in_one_line(tmp_path: Path) -> None:
     assert told["time"].endswith("Z")
 
 
-def test_libraries_are_quiet_below_warning_and_everything_is_put_back(capsys: pytest.CaptureFixture[str]) -> None:
+def test_libraries_are_quiet_below_warning_and_everything_is_put_back(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = logging.getLogger()
+    # As py-libp2p leaves its logger when it is imported.
+    monkeypatch.setattr(logging.getLogger("libp2p"), "propagate", False)
     before = (root.level, root.handlers[:], logging.getLogger("libp2p").level)
     with logging_to(LogConfig(level="debug")):
         logging.getLogger("libp2p.host").info("a packet")
@@ -49,9 +55,29 @@ def test_libraries_are_quiet_below_warning_and_everything_is_put_back(capsys: py
     assert "a fault" in told
     assert "our own" in told
     assert (root.level, root.handlers[:], logging.getLogger("libp2p").level) == before
+    assert not logging.getLogger("libp2p").propagate
 
 
 def test_a_log_file_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as refused, logging_to(LogConfig(file=str(tmp_path / "no" / "herd.log"))):
         pass
     assert str(refused.value) == f"{tmp_path}/no/herd.log: cannot write the log (log.file): No such file or directory"
+
+
+def test_the_transport_hands_the_librarys_warnings_to_the_log() -> None:
+    # In a process of its own: the order of imports is what matters.
+    told = subprocess.run(
+        [
+            sys.executable,
+            "-P",
+            "-c",
+            "import logging; from node.logs import LogConfig, logging_to\n"
+            "with logging_to(LogConfig()):\n"
+            "    import node.transport.host\n"
+            "    logging.getLogger('libp2p.host').warning('a fault')",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stderr
+    assert "warning libp2p.host: a fault" in told
