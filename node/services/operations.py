@@ -38,6 +38,10 @@ class SharedOperation(Generic[T]):
         """Whether nobody can join any more."""
         return self._ended.is_set() or self._scope.cancel_called
 
+    async def wait_over(self) -> None:
+        """Return once the work has wound down, cancelled or not."""
+        await self._ended.wait()
+
     async def join(self) -> T:
         """The work's result or its exception. Cancelling one joiner leaves the work to the others."""
         self._joined += 1
@@ -63,12 +67,14 @@ class Operations(Generic[T]):
 
     def running(self, key: str) -> bool:
         """Whether an operation under this key can be joined."""
-        return key in self._running
+        operation = self._running.get(key)
+        return operation is not None and not operation.ended
 
     async def share(self, key: str, work: Callable[[], Awaitable[T]]) -> T:
-        """Join the operation under `key`, starting `work` when there is none."""
-        operation = self._running.get(key)
-        if operation is None or operation.ended:
+        """Join the operation under `key`, starting `work` when there is none; two of one key never overlap."""
+        while (operation := self._running.get(key)) is not None and operation.ended:
+            await operation.wait_over()
+        if operation is None:
             operation = SharedOperation()
             self._running[key] = operation
             self._nursery.start_soon(self._run, key, operation, work)

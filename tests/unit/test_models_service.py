@@ -302,3 +302,17 @@ async def test_an_added_file_is_announced_as_the_newest(autojump_clock: MockCloc
         assert head is not None
         assert (head.manifest_digest, head.author) == (view.digest, second.id)
         assert len(head.parents) == 1
+
+
+async def test_a_pull_asked_for_again_while_the_cancelled_one_winds_down_resumes_it(autojump_clock: MockClock) -> None:
+    """Ctrl-C, and at once the same command again: the first pull is still writing its last chunk then."""
+    async with open_mesh() as mesh:
+        first, second = await mesh.host(), await mesh.host(write_delay_s=0.5)
+        await first.hold("llama", WEIGHTS)
+        await trio.sleep(5)
+        with trio.move_on_after(2):
+            await second.models.pull("llama")
+        report = await second.models.pull("llama")
+        assert report.resumed_bytes > 0
+        assert report.resumed_bytes + report.fetched_bytes == len(WEIGHTS)
+        assert second.models.transfers() == []

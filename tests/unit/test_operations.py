@@ -74,18 +74,22 @@ async def test_a_failure_reaches_every_asker_and_not_the_nursery(autojump_clock:
 
 async def test_who_asks_while_a_cancelled_operation_winds_down_gets_a_new_one(autojump_clock: MockClock) -> None:
     runs: list[int] = []
+    over: list[int] = []
 
     async def work() -> int:
+        assert len(over) == len(runs), "the one before has wound down"
         runs.append(len(runs))
         try:
             await trio.sleep(10)
         finally:
             with trio.CancelScope(shield=True):
                 await trio.sleep(5)
+            over.append(runs[-1])
         return runs[-1]
 
     async with trio.open_nursery() as nursery:
         operations: Operations[int] = Operations(nursery)
         with trio.move_on_after(1):
             await operations.share("llama", work)
+        assert not operations.running("llama")
         assert await operations.share("llama", work) == 1
