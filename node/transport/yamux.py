@@ -99,6 +99,7 @@ class YamuxConnection:
         self._last_remote_id = 0
         self._remote_open = 0
         self._control: deque[bytes] = deque()
+        self._answers_queued = 0
         self._updates: dict[int, int] = {}
         self._data: deque[_Pending] = deque()
         self._work = trio.Event()
@@ -124,7 +125,7 @@ class YamuxConnection:
                 self._data.remove(pending)
             raise
         if not pending.sent:
-            raise TransportError(stream.broken_why or self.closed_why or "the connection is closed")
+            raise TransportError(stream.shut_why or f"the connection to {self.peer} is closed")
 
     def queue_finish(self, stream: YamuxStream) -> None:
         """Tell the peer that nothing more comes on a stream; it stands behind all data the writer has taken."""
@@ -214,12 +215,19 @@ class YamuxConnection:
     # -- writing
 
     def _queue_control(self, kind: int, flags: int, stream_id: int, value: int) -> None:
-        # What is queued here answers the peer; a peer that asks without taking the answers is given up.
         if len(self._control) >= self.limits.control_frames_max:
-            self._violated(f"it left {len(self._control)} control frames unread")
+            self.fail(f"the peer left {len(self._control)} control frames unread")
             return
         self._control.append(_HEADER.pack(0, kind, flags, stream_id, value))
         self._work.set()
+
+    def _answer(self, kind: int, flags: int, stream_id: int, value: int) -> None:
+        # Who asks without taking the answers is to blame; who stalls while we do the asking is not.
+        if self._answers_queued >= self.limits.control_frames_max:
+            self._violated(f"it left {self._answers_queued} control frames unread")
+            return
+        self._answers_queued += 1
+        self._queue_control(kind, flags, stream_id, value)
 
     async def _write_until_end(self) -> None:
         try:
@@ -242,13 +250,15 @@ class YamuxConnection:
         frames: list[bytes] = []
         while self._control:
             frames.append(self._control.popleft())
+        self._answers_queued = 0
         for stream_id, increment_bytes in self._updates.items():
             frames.append(_HEADER.pack(0, _WINDOW_UPDATE, 0, stream_id, increment_bytes))
         self._updates.clear()
         size_bytes = 0
         while self._data and size_bytes < _BATCH_SIZE_BYTES:
             pending = self._data.popleft()
-            pending.sent = pending.stream.broken_why is None
+            # Nothing may follow the end of its stream, which went before as a control frame.
+            pending.sent = pending.stream.shut_why is None
             pending.taken.set()
             if pending.sent:
                 frames.append(pending.frame)
@@ -309,12 +319,12 @@ class YamuxConnection:
             raise RemoteProtocolError(f"the peer opened stream {stream_id}, which is not its to open")
         self._last_remote_id = stream_id
         if self._remote_open >= self.limits.streams_max:
-            self._queue_control(_WINDOW_UPDATE, _RST, stream_id, 0)
+            self._answer(_WINDOW_UPDATE, _RST, stream_id, 0)
             return
         stream = YamuxStream(self, stream_id)
         self._streams[stream_id] = stream
         self._remote_open += 1
-        self._queue_control(_WINDOW_UPDATE, _ACK, stream_id, 0)
+        self._answer(_WINDOW_UPDATE, _ACK, stream_id, 0)
         self.used_at_s = trio.current_time()
         self._on_stream(stream)
 
@@ -350,7 +360,7 @@ class YamuxConnection:
         self._pings_counted += 1
         if self._pings_counted > self.limits.pings_per_interval_max:
             raise RemoteProtocolError(f"{self._pings_counted} pings in {self.limits.keepalive_interval_s:g} s")
-        self._queue_control(_PING, _ACK, 0, value)
+        self._answer(_PING, _ACK, 0, value)
 
     # -- life
 

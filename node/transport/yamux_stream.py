@@ -22,6 +22,9 @@ PAYLOAD_SIZE_BYTES_MAX = 65_535 - 16 - 12
 
 _SEND_WINDOW_BYTES_MAX = 1 << 32
 
+_CRUMB_SIZE_BYTES = 4096
+"""Received pieces are put together up to this size."""
+
 
 class YamuxStream:
     """Read and write in any sizes. One task reads and one writes at a time; cancelling a read loses nothing.
@@ -54,7 +57,8 @@ class YamuxStream:
                 return b""
             if self.broken_why is not None:
                 raise TransportError(self.broken_why)
-            self._readable = trio.Event()
+            if self._readable.is_set():
+                self._readable = trio.Event()
             await self._readable.wait()
         chunk, start = self._chunks[0], self._chunk_offset
         left = len(chunk) - start
@@ -85,13 +89,12 @@ class YamuxStream:
 
     async def _wait_for_window(self) -> None:
         while True:
-            if self.broken_why is not None:
-                raise TransportError(self.broken_why)
-            if self._finished:
-                raise TransportError("the stream is finished on this side")
+            if self.shut_why is not None:
+                raise TransportError(self.shut_why)
             if self._send_window > 0:
                 return
-            self._writable = trio.Event()
+            if self._writable.is_set():
+                self._writable = trio.Event()
             stall_timeout_s = self._connection.limits.stall_timeout_s
             with trio.move_on_after(stall_timeout_s) as deadline:
                 await self._writable.wait()
@@ -136,14 +139,24 @@ class YamuxStream:
         """Both sides finished."""
         return self._finished and self._peer_finished
 
+    @property
+    def shut_why(self) -> str | None:
+        """Why nothing more can be written, or None."""
+        return self.broken_why or ("the stream is finished on this side" if self._finished else None)
+
     def add_received(self, data: bytes) -> None:
         """Bytes came in."""
         if self._peer_finished:
             raise RemoteProtocolError(f"data on stream {self.stream_id} after its end")
         self.receive_window -= len(data)
-        if self.broken_why is None:
+        if self.broken_why is not None:
+            return
+        if self._chunks and len(self._chunks[-1]) + len(data) <= _CRUMB_SIZE_BYTES:
+            # A window filled in frames of two bytes would cost us twenty times its size.
+            self._chunks[-1] += data
+        else:
             self._chunks.append(data)
-            self._readable.set()
+        self._readable.set()
 
     def add_send_window(self, increment_bytes: int) -> None:
         """The peer takes more."""

@@ -298,3 +298,63 @@ async def cancel_after_steps(scope: trio.CancelScope, steps: int) -> None:
     for _ in range(steps):
         await trio.lowlevel.checkpoint()
     scope.cancel()
+
+
+async def test_finishing_under_a_write_that_waits_ends_the_write_not_the_connection(autojump_clock: MockClock) -> None:
+    """A frame behind the end of its stream would be our broken rule, and cost every stream of the connection."""
+    async with both_ends() as (near, opened):
+        stream, other = near.open_stream(), near.open_stream()
+        await trio.testing.wait_all_tasks_blocked()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(expect_finished, stream)
+            while not near._data:
+                await trio.lowlevel.checkpoint()
+            stream.finish()
+        await other.write(b"the connection lives")
+        assert await opened[1].read() == b"the connection lives"
+        while await opened[0].read():
+            pass
+
+
+async def test_what_we_ask_ourselves_of_a_stalled_peer_is_not_its_fault(autojump_clock: MockClock) -> None:
+    async with deaf_peer(YamuxLimits(control_frames_max=50)) as world:
+        for _ in range(100):
+            if not world.connection.is_closed:
+                await world.connection.open_stream().reset()
+        assert world.connection.closed_why == "the peer left 50 control frames unread"
+        assert not world.violations
+
+
+async def test_two_readers_of_one_stream_both_see_its_end(autojump_clock: MockClock) -> None:
+    async with both_ends() as (near, opened):
+        stream = near.open_stream()
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.fail_after(1):
+            async with trio.open_nursery() as nursery:
+                for _ in range(2):
+                    nursery.start_soon(expect_end, opened[0])
+                await trio.testing.wait_all_tasks_blocked()
+                stream.finish()
+
+
+async def test_a_window_of_crumbs_costs_little_more_than_its_bytes(autojump_clock: MockClock) -> None:
+    async with listening() as world:
+        await world.far.write(data(1, b"ab", SYN) + data(1, b"cd") * 20_000)
+        await trio.testing.wait_all_tasks_blocked()
+        (stream,) = world.opened
+        assert len(stream._chunks) < 20
+        assert await stream.read(3) == b"abc"
+        await world.far.write(data(1, b"ef"))
+        heard = b""
+        while len(heard) < 40_001:
+            heard += await stream.read()
+        assert heard == b"d" + b"cd" * 19_999 + b"ef"
+
+
+async def expect_finished(stream: YamuxStream) -> None:
+    with pytest.raises(TransportError, match="finished on this side"):
+        await stream.write(bytes(200_000))
+
+
+async def expect_end(stream: YamuxStream) -> None:
+    assert await stream.read() == b""
