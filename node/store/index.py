@@ -121,7 +121,9 @@ class Index:
                     result = work(connection)
                     connection.execute("COMMIT")
                 except BaseException:
-                    connection.execute("ROLLBACK")
+                    # A full disk makes SQLite roll back by itself; a second time would hide what happened.
+                    if connection.in_transaction:
+                        connection.execute("ROLLBACK")
                     raise
             except sqlite3.Error as error:
                 raise self._failure(error) from error
@@ -197,7 +199,7 @@ class Index:
         await self._run(work)
 
     async def partials(self) -> dict[Digest, StoredPartial]:
-        """Every partial blob whose row can be read."""
+        """Every partial blob. StoreError when a row cannot be read."""
 
         def work(connection: sqlite3.Connection) -> list[tuple[bytes, bytes]]:
             return connection.execute("SELECT recipe, bits FROM partials ORDER BY started_at").fetchall()

@@ -212,6 +212,20 @@ async def test_the_index_remembers_files_recipes_and_partial_blobs(tmp_path: Pat
     index.close()
 
 
+async def test_an_index_on_a_full_disk_says_so_and_goes_on_when_there_is_room(tmp_path: Path) -> None:
+    recipe = cut(random_bytes(2_000_000))
+    index = Index(tmp_path / "index.sqlite")
+    await index._run(lambda connection: connection.execute("PRAGMA max_page_count = 10"))
+    with pytest.raises(StoreError, match="cannot be used: database or disk is full; check disk space"):
+        await index.record(FileKey(1, 2, 2_000_000, 3), recipe)
+    assert await index.recipe(recipe.digest) is None
+
+    await index._run(lambda connection: connection.execute("PRAGMA max_page_count = 1000"))
+    await index.record(FileKey(1, 2, 2_000_000, 3), recipe)
+    assert await index.recipe(recipe.digest) == recipe
+    index.close()
+
+
 async def test_figures_add_up(tmp_path: Path) -> None:
     make_model(tmp_path, "one", [WEIGHTS])
     async with running(tmp_path) as store:
