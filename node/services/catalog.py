@@ -98,7 +98,7 @@ class CatalogService:
                 self._driver.feed(await trio.to_thread.run_sync(self._file.load))
             async with trio.open_nursery() as nursery:
                 idle_s, open_timeout_s = self._config.stream_idle_s, self._config.ask_timeout_s
-                self._links = Links(self._transport, nursery, open_timeout_s=open_timeout_s, idle_s=idle_s)
+                self._links = Links(self._transport, nursery, self._blame, open_timeout_s=open_timeout_s, idle_s=idle_s)
                 self._transport.serve(PROTOCOL, self._serve)
                 nursery.start_soon(self._driver.run)
                 if self._file is not None:

@@ -10,13 +10,13 @@ from trio.testing import MockClock
 from node.errors import HerdError, NotFound
 from node.events import AdvertSeen
 from node.ports import Stream, TransportError
-from node.services.catalog_links import OUTBOX_LENGTH_MAX, PROTOCOL, Links
+from node.services.catalog_links import KEYS_WAITING_MAX, OUTBOX_LENGTH_MAX, PROTOCOL, Links
 from protocols.catalog.config import CatalogConfig
-from protocols.catalog.messages import CODEC, Advert, AskVersion, HoldingAnswer, Records, VersionAnswer
+from protocols.catalog.messages import CODEC, KEYS_MAX, Advert, AskVersion, HoldingAnswer, Records, VersionAnswer
 from protocols.catalog.records import Holding
 from protocols.errors import RemoteProtocolError
 from protocols.ids import Digest, PeerId
-from tests.support_catalog import blob, full, manifest_digest, manifest_of, person, version
+from tests.support_catalog import blob, full, inventory, manifest_digest, manifest_of, person, version
 from tests.support_discovery import Hosts, acquaint
 from tests.support_transport import simulated_nodes
 
@@ -227,12 +227,42 @@ async def test_a_peer_that_does_not_read_costs_bounded_memory(hosts: Hosts, auto
             await trio.sleep_forever()
 
         bob.transport.serve(PROTOCOL, deaf)
-        links = Links(ann.transport, nursery, open_timeout_s=5, idle_s=60)
-        advert = Advert(tuple(bytes([n % 256]) * 32 for n in range(1000)), ())
+        links = Links(ann.transport, nursery, ann.blame, open_timeout_s=5, idle_s=60)
+        large = Records((), (inventory(person(5), 1, *range(300)),))
         for _ in range(OUTBOX_LENGTH_MAX + 100):
-            links.send(bob.peer, advert)
+            links.send(bob.peer, large)
         assert links.dropped == 100
         await trio.sleep(200)
         assert links.sent < 100
         assert links.sent + links.dropped == OUTBOX_LENGTH_MAX + 100, "nothing waits for ever"
         assert len(links) == 0
+
+
+async def test_lists_of_keys_for_a_peer_that_does_not_read_are_counted_by_their_length(
+    hosts: Hosts, autojump_clock: MockClock
+) -> None:
+    async with hosts.open("ann") as ann, trio.open_nursery() as nursery:
+        links = Links(ann.transport, nursery, ann.blame, open_timeout_s=5, idle_s=60)
+        advert = Advert(tuple(bytes(32) for _ in range(KEYS_MAX)), ())
+        for _ in range(100):
+            links.send(person(77).peer_id, advert)
+        assert 100 - links.dropped == KEYS_WAITING_MAX // KEYS_MAX
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_peer_that_talks_into_our_stream_is_blamed_and_ends_nothing_else(
+    hosts: Hosts, autojump_clock: MockClock
+) -> None:
+    async with hosts.open("ann") as ann, hosts.open("bob") as bob:
+
+        async def chatter(stream: Stream) -> None:
+            await stream.send(bytes(100_000))
+            await trio.sleep_forever()
+
+        bob.transport.serve(PROTOCOL, chatter)
+        ann.meet(bob)
+        ann.add_model("m:1", 1)
+        ann.alive = []
+        await trio.sleep(100)
+        assert ann.blame.view(bob.peer).counts == {"protocol": 1}
+        assert ann.catalog.names() == [NAME], "ann goes on"
