@@ -94,6 +94,15 @@ class _Listener(trio.abc.Listener[_ClientStream]):
         await self._inner.aclose()
 
 
+class _Conversation(TCPServer):
+    """One client's connection, as hypercorn speaks on it."""
+
+    async def _read_data(self) -> None:
+        await super()._read_data()
+        # The client has left: hypercorn would hold its place until the time for a next request is over.
+        await self.idle_task.stop()
+
+
 class _Connections:
     """Serves connections in a shielded nursery until told to stop, then gives them a short grace."""
 
@@ -132,7 +141,7 @@ class _Connections:
         """Serve one client to its end."""
         self._open[stream] = None
         try:
-            await TCPServer(
+            await _Conversation(
                 self._app,
                 self._hypercorn,
                 self._context,

@@ -220,6 +220,14 @@ async def test_a_listener_that_left_holds_no_place() -> None:
         assert (await http.get("/api/health")).status_code == 200
 
 
+async def test_a_client_that_left_holds_no_place() -> None:
+    async with served_node(ApiConfig(listen="127.0.0.1:0", connections_max=2)) as (_, url):
+        with trio.fail_after(3):  # hypercorn would wait 5 s for a next request
+            for _ in range(6):  # more than there are places
+                async with client(url) as http:
+                    assert (await http.get("/api/health")).status_code == 200
+
+
 async def test_a_slow_listener_loses_the_oldest_events_and_is_told_how_many() -> None:
     async with served_node(FAST) as (node, url), listening(url) as listener:
         for count in range(QUEUE_LENGTH_MAX + 5):  # published in one breath: nobody could keep up
