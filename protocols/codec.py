@@ -71,7 +71,8 @@ def unpack(data: bytes | memoryview, kind: type[T]) -> T:
 def _parse(data: bytes | memoryview) -> Any:
     try:
         return msgpack.unpackb(data, raw=False, use_list=True, strict_map_key=False)
-    except (ValueError, msgpack.UnpackException, RecursionError) as error:
+    except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
+        # TypeError: the key of a map is itself a map or an array.
         raise RemoteProtocolError(f"not msgpack: {type(error).__name__}: {error}") from error
 
 

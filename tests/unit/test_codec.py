@@ -94,9 +94,22 @@ def test_a_field_of_the_wrong_type_is_refused_not_converted(fields: list[object]
         CODEC.decode(pack(fields))
 
 
-def test_deep_nesting_does_not_break_the_reader() -> None:
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x91" * 100_000 + b"\x01",  # arrays in arrays
+        b"\x81\x90\x00",  # a map whose key is an array
+        b"\x92\x01\x81\x80\x00",  # the same with a map as key, inside a message
+        b"\xd7\xff" + b"\xff" * 8,  # a timestamp that is none
+        b"\xdd\xff\xff\xff\xff",  # an array of four billion
+        b"\xa1\xff",  # text that is no UTF-8
+        b"\xc1",  # the one byte msgpack never uses
+        b"\x01\x01",  # a value, and more after it
+    ],
+)
+def test_bytes_made_to_break_the_reader_do_not(data: bytes) -> None:
     with pytest.raises(RemoteProtocolError):
-        CODEC.decode(b"\x91" * 100_000 + b"\x01")
+        CODEC.decode(data)
 
 
 def test_our_own_mistakes_are_local_errors() -> None:
