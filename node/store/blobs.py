@@ -166,6 +166,8 @@ class StoreBlobs:
                 raise StoreError(f"{partial.path} cannot be finished: {lacking} chunks are still missing")
             with partial.borrow():
                 found, computed = await self._hasher.hash(partial.path, target_size_bytes=_target(partial.recipe))
+                if found != partial.recipe.digest:
+                    await self._partials.forget_rot(partial)
                 with trio.CancelScope(shield=True):
                     await self._conclude(partial, found, computed)
 
@@ -243,7 +245,10 @@ class Reception:
             self._blobs.written_bytes += len(data)
 
     async def finish(self) -> None:
-        """Check the whole blob's SHA-256 and make it servable; RemoteProtocolError when it does not match."""
+        """Check the whole blob's SHA-256 and make it servable; RemoteProtocolError when it does not match.
+
+        StoreError when it was the disk that changed the bytes: nobody else is to blame for that.
+        """
         await self._blobs.finish(self._partial)
 
     async def close(self) -> None:

@@ -259,6 +259,27 @@ class Partials:
         await self.index.drop_partial(digest)
         await self.disk.run("remove", partial.path, lambda: remove_file(partial.path))
 
+    async def forget_rot(self, partial: PartialFile) -> None:
+        """StoreError when chunks do not stand on disk as they were written; the others wait for a resume.
+
+        For a complete partial blob that came out wrong: only if every chunk is right was its recipe a lie. The caller
+        holds its lock.
+        """
+        recipe, stored = partial.recipe, StoredPartial(partial.recipe, partial.bits.copy())
+        good = await self.disk.run("read", partial.path, lambda: _chunks_here(partial.path, stored, recipe))
+        if good.complete():
+            return
+        problem = (
+            f"{len(recipe) - len(good)} chunks of {recipe.digest} do not stand in {partial.path} as they were written:"
+            " check the disk's health, then pull again, which fetches only them"
+        )
+        with trio.CancelScope(shield=True):
+            await self.index.save_partial(recipe.digest, good.to_bytes(), recipe)
+        self._open.pop(recipe.digest, None)
+        self._stored[recipe.digest] = StoredPartial(recipe, good)
+        partial.end(problem)
+        raise StoreError(problem)
+
     async def close_all(self) -> None:
         """The store closes: what is held is made durable, whoever forgot to."""
         for partial in list(self._open.values()):

@@ -25,6 +25,7 @@ from tests.support_store import (
     chunks_of,
     cut,
     herd_files,
+    keep_mtime_and_write,
     opened,
     random_bytes,
     read_all,
@@ -181,6 +182,30 @@ async def test_a_lying_recipe_is_thrown_away_for_all_and_the_true_one_taken(tmp_
         assert herd_files(tmp_path) == []
         assert store.partials() == []
         assert await receive_all(store, b"something else") == lie.digest
+
+
+async def test_a_disk_that_changes_what_was_written_is_blamed_and_only_that_is_fetched_again(tmp_path: Path) -> None:
+    path = tmp_path / ".herd" / "partial" / FILE
+    async with opened(tmp_path) as store:
+        one, two = await store.blobs.receive(RECIPE), await store.blobs.receive(RECIPE)
+        await write_all(one, DATA)
+        keep_mtime_and_write(path, 3 * CHUNK + 5, b"rotten")
+        # No peer lied, so this is no RemoteProtocolError.
+        with pytest.raises(StoreError, match=f"1 chunks of .* do not stand in {path} .* check the disk's health"):
+            await one.finish()
+        with pytest.raises(StoreError, match="check the disk's health"):
+            await two.finish()
+        assert store.blobs.held(RECIPE.digest) is None
+        await one.close()
+        await two.close()
+
+    async with opened(tmp_path) as store:
+        again = await store.blobs.receive(RECIPE)
+        assert list(again.held().missing()) == [3]
+        await again.write(3, CHUNKS[3])
+        await again.finish()
+        await again.close()
+        assert await read_all(store, RECIPE.digest) == DATA
 
 
 async def test_finishing_too_early_is_refused(tmp_path: Path) -> None:
