@@ -33,6 +33,9 @@ ADDRESS_LIFE_S = 365 * 24 * 3600
 
 LINGER_S = 30.0
 
+PEERS_MAX = 8192
+"""How many peers' addresses are kept for services of the library."""
+
 AddressesOf = Callable[[PeerId], Sequence[str]]
 
 
@@ -103,6 +106,26 @@ class _Listening:
         return list(self._addresses)
 
 
+class PeerBook(PeerStore):  # type: ignore[misc]  # the library ships no types
+    """The library's address book, but a full one forgets whom it has known longest.
+
+    The library's own forgets the node's own key before all others, and sorts all it has for each newcomer.
+    """
+
+    def __init__(self, own: ID) -> None:
+        super().__init__(max_peers=PEERS_MAX)
+        self._own = own
+
+    def forget(self, peer_id: ID) -> None:
+        """Drop all that is known of another peer."""
+        if peer_id != self._own and self.has_peer(peer_id):
+            self.clear_peerdata(peer_id)
+
+    def _enforce_peer_limit(self) -> None:
+        while len(self.peer_data_map) > self.max_peers:
+            self.forget(next(each for each in self.peer_data_map if each != self._own))
+
+
 class HostNetwork:
     """What `BasicHost` and the services on it ask of a network, answered from the node's connections."""
 
@@ -118,7 +141,7 @@ class HostNetwork:
         self._peer = ID.from_pubkey(credentials.key_pair.public_key)
         self._addresses_of = addresses_of
         self._nursery = nursery
-        self.peerstore = PeerStore()
+        self.peerstore = PeerBook(self._peer)
         self.peerstore.add_key_pair(self._peer, credentials.key_pair)
         self.listeners = {"tcp": _Listening(addresses)}
         self.connection_config = None
@@ -179,9 +202,11 @@ class HostNetwork:
             except (MultiaddrError, ValueError):
                 # A form that this release of the library does not know: the peer stays reachable by its others.
                 continue
-        self.peerstore.clear_addrs(peer_id)
         if known:
+            self.peerstore.clear_addrs(peer_id)
             self.peerstore.add_addrs(peer_id, known, ADDRESS_LIFE_S)
+        else:
+            self.peerstore.forget(peer_id)
 
     def _stored_addresses(self, peer_id: ID) -> list[str]:
         try:

@@ -9,6 +9,7 @@ against an address.
 
 import errno
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 
 import attrs
@@ -87,6 +88,7 @@ class Network:
         self._handshakes: dict[int, _Handshake] = {}
         self._handshakes_made = 0
         self._dial_locks: dict[PeerId, trio.Lock] = {}
+        self._streams_served: Counter[PeerId] = Counter()
         self._blames_since_s = 0.0
         self._blames_counted = 0
         self._limits = YamuxLimits(
@@ -208,17 +210,21 @@ class Network:
 
     # -- listening
 
-    async def accept(self, listener: trio.SocketListener) -> None:
+    async def accept(self, listener: trio.abc.Listener[trio.SocketStream]) -> None:
         """Let peers in until cancelled."""
+        accepting = True
         while True:
             try:
                 stream = await listener.accept()
             except OSError as error:
                 if error.errno not in _OUT_OF_RESOURCES:
                     raise
-                log.error("cannot accept connections: %s", error.strerror)
+                if accepting:
+                    log.error("cannot accept connections for now: %s; `ulimit -n` may be too low", error.strerror)
+                accepting = False
                 await trio.sleep(0.1)
                 continue
+            accepting = True
             self.counters.connections_offered += 1
             host = _remote_host(stream)
             if host is None or not self._has_room(host):
@@ -261,6 +267,8 @@ class Network:
             self._refused(error, handshake.host)
         except (TransportError, RemoteProtocolError) as error:
             log.debug("a handshake from %s failed: %s", handshake.host, error)
+        except Exception:  # boundary: a defect in one handshake ends that handshake, never the node.
+            log.exception("a handshake from %s failed", handshake.host)
         finally:
             self._handshakes.pop(number, None)
             if channel is None:
@@ -285,8 +293,9 @@ class Network:
         connection = YamuxConnection(channel, self._limits, self._stream_opened, self._violated)
         siblings = self._connections.setdefault(connection.peer, [])
         siblings.append(connection)
-        if len(siblings) > CONNECTIONS_PER_PEER_MAX:
-            siblings[0].fail("the peer opened too many connections")
+        # Those that are ending already leave the list a little later.
+        for surplus in [each for each in siblings if not each.is_closed][:-CONNECTIONS_PER_PEER_MAX]:
+            surplus.fail("the peer opened too many connections")
         self._nursery.start_soon(self._run_connection, connection)
         return connection
 
@@ -305,8 +314,23 @@ class Network:
                 self._connections.pop(connection.peer, None)
 
     def _stream_opened(self, stream: YamuxStream) -> None:
+        connection = stream.muxed_conn
+        if self._streams_served[connection.peer] >= self._config.streams_per_peer_max:
+            connection.queue_reset(stream)
+            stream.break_off("too many streams of the peer are served")
+            return
         self.counters.streams_accepted += 1
-        self._nursery.start_soon(self._serve_stream, stream.muxed_conn, stream)
+        # Counted until its handler is done: a peer that resets what it opens could else pile up handlers.
+        self._streams_served[connection.peer] += 1
+        self._nursery.start_soon(self._serve, connection, stream)
+
+    async def _serve(self, connection: YamuxConnection, stream: YamuxStream) -> None:
+        try:
+            await self._serve_stream(connection, stream)
+        finally:
+            self._streams_served[connection.peer] -= 1
+            if not self._streams_served[connection.peer]:
+                del self._streams_served[connection.peer]
 
     def _violated(self, peer: PeerId, detail: str) -> None:
         self.counters.violations += 1
