@@ -10,7 +10,7 @@ import attrs
 
 from protocols.codec import pack, unpack
 from protocols.errors import LocalProtocolError, RemoteProtocolError
-from protocols.ids import PeerId, public_key_of
+from protocols.ids import PeerId, public_key_of, x25519_public_key
 from protocols.signing import Signer, verify
 
 RECORD_SIZE_BYTES_MAX = 900
@@ -108,7 +108,9 @@ def read_record(signed: SignedRecord) -> MemberRecord:
     if len(signed.body) > RECORD_SIZE_BYTES_MAX:
         raise RemoteProtocolError(f"a member record of {len(signed.body)} bytes is over {RECORD_SIZE_BYTES_MAX}")
     record = unpack(signed.body, MemberRecord)
-    public_key_of(record.peer)
+    # A key that signs may still be of no use for sealing (a point outside the main subgroup): no such member is let in,
+    # for nobody could send it a datagram.
+    x25519_public_key(public_key_of(record.peer))
     problem = record_problem(record)
     if problem is not None:
         raise RemoteProtocolError(f"member record of {record.peer}: {problem}")
