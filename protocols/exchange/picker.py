@@ -316,6 +316,10 @@ class Picker:
 
     def _ask_others_instead(self, late: PeerId, holder: _Holder, now: float, plan: _Plan) -> None:
         for index in list(holder.asked):
+            if any(not self._paces.is_late(peer, now) for peer in self._askers[index]):
+                # The endgame has asked another already; a third would be one too many.
+                self._withdraw(late, index, plan)
+                continue
             mask = self._rarity.bit(index)
             for peer, other in self._holders.items():
                 able = other.mask & mask and not other.cancelling & mask and index not in other.asked

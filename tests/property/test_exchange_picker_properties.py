@@ -222,3 +222,18 @@ def test_a_late_peer_is_passed_over_and_what_it_owes_is_asked_elsewhere() -> Non
         assert world.now < 15, "its patience is 10 s"
 
     assert world.withdrawn[slow] == set(world.queue[slow]), "what it still owes was taken back"
+
+
+def test_what_two_late_peers_owe_is_asked_of_one_other_and_taken_back_from_both() -> None:
+    sound, slow, slower = PeerId("sound"), PeerId("slow"), PeerId("slower")
+    world = World(2, [], {slow: [0], sound: [0, 1], slower: []}, 1)
+    assert (world.queue[sound], world.queue[slow]) == ([1], [0])
+    world.gain(slower, 0)
+    assert world.queue[slower] == [0], "an endgame: everything is asked, and it was idle"
+    world.end(sound, gone=True)
+    assert not world.everything_is_asked(), "nobody holds chunk 1 any more"
+
+    world.pass_time(12)
+
+    assert world.queue[sound] == [0]
+    assert (world.withdrawn[slow], world.withdrawn[slower]) == ({0}, {0})
