@@ -155,7 +155,7 @@ class Transfer:
         attempt = self._attempt
         if attempt is not None:
             if news.recipe_id == attempt.chosen.id:
-                attempt.feed(PeerReady(peer, news.bits))
+                self._feed_ready(attempt, peer, news)
             elif attempt.asks(peer):
                 # It cuts the blob otherwise now. What is on its way ends before it is asked anything new.
                 self._sources.lost(peer, "it receives the blob anew", trio.current_time())
@@ -291,7 +291,7 @@ class Transfer:
         with self._attempt_scope:
             for peer, offer in self._recipes.offers().items():
                 if offer.recipe_id == chosen.id:
-                    attempt.feed(PeerReady(peer, offer.bits))
+                    self._feed_ready(attempt, peer, offer)
             await attempt.run()
         if not attempt.complete():
             return None
@@ -372,6 +372,16 @@ class Transfer:
     def _detach_all(self) -> None:
         for peer in self._sources.release_all():
             self._detach(peer)
+
+    def _feed_ready(self, attempt: Attempt, peer: PeerId, offer: BlobHeld) -> None:
+        count, right = offer.bits.count, len(attempt.chosen.recipe)
+        if count == right:
+            attempt.feed(PeerReady(peer, offer.bits))
+            return
+        # Its bits would stand for other chunks than those they name.
+        detail = f"offered {count} chunks of {self.digest}, whose recipe has {right}"
+        self._rooms.blame.blame(peer, "protocol", detail, ban=True)
+        self._rooms.asking.drop(peer, detail)
 
     def _feed_lost(self, peer: PeerId) -> None:
         if self._attempt is not None:

@@ -136,7 +136,7 @@ class GetRecipe:
 
 @attrs.frozen
 class RecipePage:
-    """Giver: one page; `size_bytes` is that of the whole recipe."""
+    """Giver: one page, full unless it is the last; `size_bytes` is that of the whole recipe."""
 
     digest: Digest = attrs.field(validator=_digest)
     size_bytes: int = attrs.field(validator=_between(1, RECIPE_SIZE_BYTES_MAX))
@@ -144,8 +144,9 @@ class RecipePage:
     data: bytes = attrs.field(validator=_length(1, RECIPE_PAGE_SIZE_BYTES_MAX), repr=False)
 
     def __attrs_post_init__(self) -> None:
-        if self.offset_bytes + len(self.data) > self.size_bytes:
-            raise ValueError("a page of a recipe ends behind the recipe")
+        # Each page counts as progress, so one that drips in by bytes would keep a transfer waiting for days.
+        if len(self.data) != min(RECIPE_PAGE_SIZE_BYTES_MAX, self.size_bytes - self.offset_bytes):
+            raise ValueError("a page of a recipe is full, or ends with the recipe")
 
 
 @attrs.frozen

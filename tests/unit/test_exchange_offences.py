@@ -239,3 +239,32 @@ async def test_an_idle_session_is_closed_and_opened_again(autojump_clock: MockCl
         assert (asker.exchange.statistics().givers, seed.exchange.statistics().askers) == (0, 0)
         await asker.fetch(second, 6, [seed])
         assert asker.blobs.whole(second) == b"second"
+
+
+@pytest.mark.parametrize("after_s", [0.01, 0.5], ids=["as-the-transfer-begins", "in-its-middle"])
+@pytest.mark.parametrize("count", [8, 128])
+async def test_a_bitfield_of_another_length_than_the_recipe_bans_its_giver_alone(
+    autojump_clock: MockClock, count: int, after_s: float
+) -> None:
+    """The right recipe's id with another number of chunks: the liar is found out, and the transfer goes on."""
+    data = some_bytes(64 * CHUNK)
+    recipe = cut(data, CHUNK)
+    async with open_swarm() as swarm:
+        sound = await swarm.add("sound", MemoryBlobs(chunk_size_bytes=CHUNK, read_delay_s=0.05, reads_at_once=1))
+        liar, asker = await swarm.add("liar"), await swarm.add("asker")
+        sound.blobs.add(data)
+
+        async def answer(stream: Stream) -> None:
+            await hear(stream)
+            await say(stream, Welcome())
+            await hear(stream)
+            await trio.sleep_until(after_s + 0.1)
+            await say(stream, Bitfield(recipe.digest, count, b"\xff" * (count // 8), recipe.id()))
+            await trio.sleep_forever()
+
+        serve_by_hand(liar, answer)
+        report = await asker.fetch(recipe.digest, len(data), [sound, liar])
+        assert report.sources == {sound.id: len(data)}
+        assert asker.blame.view(liar.id).counts == {"protocol": 1}
+        assert asker.blame.banned(liar.id)
+        assert asker.exchange.statistics().outstanding_bytes == 0

@@ -42,6 +42,7 @@ from protocols.exchange.giving import (
 from protocols.exchange.messages import (
     CODEC,
     OPEN_BLOBS_MAX,
+    RECIPE_PAGE_SIZE_BYTES_MAX,
     WANTS_MAX,
     Bitfield,
     Cancel,
@@ -118,13 +119,16 @@ def said(effects: list[Effect]) -> list[Any]:
 def test_an_asker_from_hello_to_close() -> None:
     asker = Asker()
     assert asker.does(SessionStarted()) == [Hello(TICKET)]
-    assert asker.does(OpenBlob(BLOB, 1000)) == [Open(BLOB)]
+    assert asker.does(OpenBlob(BLOB, 1 << 30)) == [Open(BLOB)]
     assert asker.hears(Welcome()) == [Welcomed()]
     bits = Bits(5, [0, 1, 2])
     assert asker.hears(Bitfield(BLOB, 5, bits.to_bytes(), RULE_A)) == [BlobHeld(BLOB, bits, RULE_A, b"")]
     assert asker.does(FetchRecipe(BLOB)) == [GetRecipe(BLOB, RULE_A, 0)]
-    assert asker.hears(RecipePage(BLOB, 5, 0, b"rec")) == [GetRecipe(BLOB, RULE_A, 3), RecipeCame(BLOB, None)]
-    assert asker.hears(RecipePage(BLOB, 5, 3, b"pe")) == [RecipeCame(BLOB, b"recpe")]
+    page, rest = b"r" * RECIPE_PAGE_SIZE_BYTES_MAX, b"est"
+    size_bytes = len(page + rest)
+    answers = asker.hears(RecipePage(BLOB, size_bytes, 0, page))
+    assert answers == [GetRecipe(BLOB, RULE_A, len(page)), RecipeCame(BLOB, None)]
+    assert asker.hears(RecipePage(BLOB, size_bytes, len(page), rest)) == [RecipeCame(BLOB, page + rest)]
     assert asker.does(WantChunks(BLOB, ((0, 100), (1, 100), (2, 50)))) == [Want(BLOB, RULE_A, ((0, 3),))]
     assert asker.does(ChunkCame(BLOB, 1, 100)) == [ChunkTaken(BLOB, 1, 100, True)]
     assert asker.hears(Have(BLOB, (3, 4))) == [BlobGained(BLOB, (3, 4))]
@@ -220,7 +224,7 @@ def test_more_blobs_than_may_be_open_wait_for_their_turn() -> None:
 def test_stale_answers_to_a_closed_blob_are_no_offence() -> None:
     asker = Asker().opened(Bits.full(3))
     asker.does(CloseBlob(BLOB))
-    for late in (Have(BLOB, (1,)), Missing(BLOB), RecipePage(BLOB, 5, 0, b"x"), Bitfield(BLOB, 0, b"", RULE_A)):
+    for late in (Have(BLOB, (1,)), Missing(BLOB), RecipePage(BLOB, 1, 0, b"x"), Bitfield(BLOB, 0, b"", RULE_A)):
         assert asker.hears(late) == []
 
 
@@ -289,7 +293,13 @@ def test_a_recipe_too_large_for_its_blob_is_refused() -> None:
     asker = Asker().opened(Bits.full(5))
     asker.does(FetchRecipe(BLOB))
     with pytest.raises(RemoteProtocolError, match="over 1048576"):
-        asker.hears(RecipePage(BLOB, 1048577, 0, b"x"))
+        asker.hears(RecipePage(BLOB, 1048577, 0, bytes(RECIPE_PAGE_SIZE_BYTES_MAX)))
+
+
+@pytest.mark.parametrize(("offset_bytes", "data"), [(0, b"r"), (3, b"p"), (3, b"pes"), (5, b"x")])
+def test_a_recipe_comes_in_full_pages(offset_bytes: int, data: bytes) -> None:
+    with pytest.raises(ValueError, match="is full, or ends with the recipe"):
+        RecipePage(BLOB, 5, offset_bytes, data)
 
 
 def test_our_own_mistakes_are_ours() -> None:
