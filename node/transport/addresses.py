@@ -37,12 +37,14 @@ def announced_addresses(host: str, port: int, advertise: Sequence[str]) -> list[
     if not ipaddress.ip_address(host).is_unspecified:
         return [tcp_multiaddr(host, port)]
     version = ipaddress.ip_address(host).version
-    hosts = list(advertise) or _interface_addresses(version) or ["127.0.0.1" if version == 4 else "::1"]
-    return [tcp_multiaddr(each, port) for each in hosts]
+    return [tcp_multiaddr(each, port) for each in list(advertise) or interface_addresses(version)]
 
 
-def _interface_addresses(version: int) -> list[str]:
-    """Every usable address of one IP version: a listener on :: takes no IPv4, and the other way round."""
+def interface_addresses(version: int) -> list[str]:
+    """Every usable address of one IP version: a listener on :: takes no IPv4, and the other way round.
+
+    A machine without any has only the loopback's.
+    """
     found: list[str] = []
     for adapter in ifaddr.get_adapters():
         for entry in adapter.ips:
@@ -51,4 +53,4 @@ def _interface_addresses(version: int) -> list[str]:
             unusable = address.is_loopback or address.is_link_local or address.is_multicast
             if address.version == version and not unusable:
                 found.append(str(address))
-    return sorted(dict.fromkeys(found))
+    return sorted(dict.fromkeys(found)) or ["127.0.0.1" if version == 4 else "::1"]

@@ -5,7 +5,7 @@ import logging
 import secrets
 import socket
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -15,7 +15,15 @@ import trio
 from node.errors import UsageError
 from node.identity import Identity
 from node.ports import Door
-from protocols.datagram import DATAGRAM_SIZE_BYTES_MAX, LIFE_SIZE_BYTES, PAYLOAD_SIZE_BYTES_MAX, DatagramRefused, Sealer
+from node.transport.addresses import interface_addresses
+from protocols.datagram import (
+    DATAGRAM_SIZE_BYTES_MAX,
+    LIFE_SIZE_BYTES,
+    PAYLOAD_SIZE_BYTES_MAX,
+    SENDERS_MAX,
+    DatagramRefused,
+    Sealer,
+)
 from protocols.ids import PeerId
 
 log = logging.getLogger("herd.datagram")
@@ -24,6 +32,9 @@ RECEIVE_BUFFER_BYTES = 1024 * 1024
 """The kernel's queue in front of `receive`: it bounds what waits, and drops what comes on top."""
 
 ADDRESSES_PARSED_MAX = 8192
+
+HEARD_FOR_S = 30.0
+"""So long an answer goes to where its peer was heard from; no firewall forgets a UDP flow sooner (Linux: 30 s)."""
 
 SocketAddress = tuple[str, int] | tuple[str, int, int, int]
 
@@ -58,7 +69,11 @@ def udp_address(text: str) -> tuple[ipaddress.IPv4Address | ipaddress.IPv6Addres
 
 
 class UdpDatagrams:
-    """`node.ports.Datagrams` over a bound, non-blocking UDP socket. One task receives."""
+    """`node.ports.Datagrams` over a bound, non-blocking UDP socket. One task receives.
+
+    A peer heard a moment ago is answered at the address it was heard from: of a host in two networks the one it
+    announces may lead nowhere from here. Only an authentic datagram that is no replay shows such a way.
+    """
 
     def __init__(self, socket_: socket.socket, sealer: Sealer, announced_host: str) -> None:
         self._socket = socket_
@@ -66,11 +81,12 @@ class UdpDatagrams:
         self._announced_host = announced_host
         self._counts: Counter[str] = Counter()
         self._destinations: dict[str, SocketAddress | None] = {}
+        self._heard: OrderedDict[PeerId, tuple[SocketAddress, float]] = OrderedDict()
 
     def send(self, to: PeerId, address: str, payload: bytes) -> None:
         """Seal and send at once; lost (and counted) when the address is of no use or the socket is full."""
         datagram = self._sealer.seal(to, payload)
-        destination = self._destination(address)
+        destination = self._heard_at(to) or self._destination(address)
         try:
             if destination is None:
                 raise OSError(f"no UDP address this socket can send to: {address[:120]!r}")
@@ -80,6 +96,16 @@ class UdpDatagrams:
             log.debug("a datagram to %s was not sent: %s", to, error)
             return
         self._counts["sent"] += 1
+
+    def _heard_at(self, peer: PeerId) -> SocketAddress | None:
+        source, heard_at_s = self._heard.get(peer, (None, 0.0))
+        return source if trio.current_time() - heard_at_s <= HEARD_FOR_S else None
+
+    def _hear(self, peer: PeerId, source: SocketAddress) -> None:
+        self._heard[peer] = source, trio.current_time()
+        self._heard.move_to_end(peer)
+        if len(self._heard) > SENDERS_MAX:
+            self._heard.popitem(last=False)
 
     def _destination(self, address: str) -> SocketAddress | None:
         if address not in self._destinations:
@@ -103,7 +129,7 @@ class UdpDatagrams:
         while True:
             await trio.lowlevel.checkpoint_if_cancelled()
             try:
-                datagram = self._socket.recv(DATAGRAM_SIZE_BYTES_MAX + 1)
+                datagram, source = self._socket.recvfrom(DATAGRAM_SIZE_BYTES_MAX + 1)
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(self._socket.fileno())
                 continue
@@ -115,6 +141,7 @@ class UdpDatagrams:
                 await trio.lowlevel.cancel_shielded_checkpoint()
                 continue
             self._counts["received"] += 1
+            self._hear(opened[0], source)
             await trio.lowlevel.cancel_shielded_checkpoint()
             return opened
 
@@ -158,17 +185,18 @@ def _bound_socket(host: str, port: int) -> socket.socket:
 def announced_host(host: str) -> str:
     """The address to announce when listening on `host`: itself, or for a wildcard that of the way out of this machine.
 
-    Connecting a UDP socket sends nothing; it only lets the kernel choose the interface. Without any route
-    it is the loopback address.
+    Connecting a UDP socket sends nothing; it only lets the kernel choose the interface. Without a way out it is
+    the first interface's address.
     """
     ip = ipaddress.ip_address(host)
     if not ip.is_unspecified:
         return host
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+    family, elsewhere = (socket.AF_INET, "192.0.2.1") if ip.version == 4 else (socket.AF_INET6, "2001:db8::1")
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect(("192.0.2.1", 9))  # a documentation address (RFC 5737)
+            probe.connect((elsewhere, 9))  # a documentation address (RFC 5737, RFC 3849)
         except OSError:
-            return "127.0.0.1"
+            return interface_addresses(ip.version)[0]
         return str(probe.getsockname()[0])
 
 

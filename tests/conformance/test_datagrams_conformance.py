@@ -1,5 +1,6 @@
 """One suite for both kinds of datagrams: a UDP socket on loopback, and the simulated network."""
 
+import errno
 import random
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -13,6 +14,7 @@ import trio
 from node.errors import UsageError
 from node.identity import Identity
 from node.ports import Datagrams
+from node.transport import datagram
 from node.transport.datagram import announced_host, open_udp_datagrams, udp_address
 from node.trust.mesh_key import MeshKeyDoor
 from protocols.datagram import DATAGRAM_SIZE_BYTES_MAX
@@ -225,3 +227,53 @@ async def test_advertised_host_name_that_is_not_found_is_logged_and_left_out(
     async with open_udp_datagrams(ALICE, DOOR, "127.0.0.1", 0, advertise="nowhere.invalid") as alice:
         assert alice.address().startswith("/ip4/127.0.0.1/udp/")
     assert "cannot be announced at nowhere.invalid" in caplog.text
+
+
+async def test_without_a_way_out_of_the_machine_an_interface_is_announced_and_not_the_loopback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_route(_socket: socket.socket, _address: object) -> None:
+        raise OSError(errno.ENETUNREACH, "Network is unreachable")
+
+    monkeypatch.setattr(socket, "socket", type("Routeless", (socket.socket,), {"connect": no_route}))
+    monkeypatch.setattr(datagram, "interface_addresses", lambda version: {4: ["10.0.1.5"], 6: ["fd00::5"]}[version])
+    assert announced_host("0.0.0.0") == "10.0.1.5"
+    assert announced_host("::") == "fd00::5"
+
+
+async def test_a_peer_is_answered_where_it_was_heard_from_though_it_announces_another_network() -> None:
+    async with (
+        open_udp_datagrams(ALICE, DOOR, "127.0.0.1", 0) as alice,
+        open_udp_datagrams(BOB, DOOR, "127.0.0.1", 0, advertise="192.0.2.7") as bob,
+    ):
+        with trio.fail_after(5):
+            bob.send(ALICE.peer_id, alice.address(), b"from the other network")
+            assert await alice.receive() == (BOB.peer_id, b"from the other network")
+            alice.send(BOB.peer_id, bob.address(), b"answered there")
+            assert await bob.receive() == (ALICE.peer_id, b"answered there")
+
+
+async def test_a_replayed_datagram_from_elsewhere_leads_no_answer_astray(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded: list[bytes] = []
+    async with (
+        open_udp_datagrams(ALICE, DOOR, "127.0.0.1", 0) as alice,
+        open_udp_datagrams(BOB, DOOR, "127.0.0.1", 0) as bob,
+    ):
+        seal = bob._sealer.seal
+
+        def record(to: PeerId, payload: bytes) -> bytes:
+            recorded.append(seal(to, payload))
+            return recorded[-1]
+
+        monkeypatch.setattr(bob._sealer, "seal", record)
+        bob.send(ALICE.peer_id, alice.address(), b"once")
+        with trio.fail_after(5), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as thief:
+            assert await alice.receive() == (BOB.peer_id, b"once")
+            alice_at = udp_address(alice.address())
+            assert alice_at is not None
+            thief.sendto(recorded[0], (str(alice_at[0]), alice_at[1]))
+            with trio.move_on_after(0.05):
+                await alice.receive()
+            assert alice.statistics().replayed == 1
+            alice.send(BOB.peer_id, bob.address(), b"answer")
+            assert await bob.receive() == (ALICE.peer_id, b"answer")
