@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import resource
 import signal
 import sys
 
@@ -18,12 +19,29 @@ log = logging.getLogger("herd")
 LEAVE_TIMEOUT_S = 15.0
 """A node that cannot leave well within this time ends all the same; its peers then see a crash."""
 
+OPEN_FILES_WANTED = 65536
+
 
 def run_node(loaded: LoadedConfig) -> None:
     """Run until SIGINT or SIGTERM. HerdError (or a group holding one) when the node cannot start or go on."""
+    raise_open_files_limit()
     with logging_to(loaded.config.log):
+        if loaded.ignored_variables:
+            log.warning("%s", loaded.warning())
         trio.run(_run, loaded.config)
         log.info("herd has left")
+
+
+def raise_open_files_limit() -> None:
+    """Use what the hard limit allows: 1,000 connected members need more than the 1,024 files most systems give."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return
+    wanted = OPEN_FILES_WANTED if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES_WANTED)
+    if wanted > soft:
+        # A system may refuse even this; then the node makes do with what it has.
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def _run(config: HerdConfig) -> None:

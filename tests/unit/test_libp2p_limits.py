@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import logging
+import resource
 
 import pytest
 import trio
@@ -11,6 +12,7 @@ from libp2p.peer.id import ID
 from trio.testing import MockClock
 
 from node.blame import BlameLedger
+from node.cli.up import raise_open_files_limit
 from node.events import EventBus
 from node.ports import Stream, TransportError
 from node.transport import host as host_module
@@ -140,3 +142,18 @@ async def test_a_full_address_book_forgets_the_oldest_and_never_this_node(monkey
         assert ID.from_base58(peers[-1]) in kept
         ann.transport.learn(peers[-1], [])
         assert ID.from_base58(peers[-1]) not in host.get_peerstore().peer_ids()
+
+
+def test_a_node_takes_the_descriptors_it_may_have() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
+        raise_open_files_limit()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        assert soft > 256
+        assert soft in (hard, 65536)
+        assert hard == before[1]
+        raise_open_files_limit()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (soft, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
