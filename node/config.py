@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 
 from node.api.config import ApiConfig
-from node.config_values import DEFAULT, Field, Origin, checked, fields_of, nearest, refuse
+from node.config_values import DEFAULT, Field, Origin, checked, fields_of, near, nearest, refuse
 from node.errors import UsageError
 from node.logs import LogConfig
 from node.store.config import StoreConfig
@@ -37,6 +37,11 @@ SECTIONS: dict[str, type[Any]] = {
 LABELS = "labels"
 LABEL_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-/]{0,62}")
 LABEL_WANTED = "KEY=VALUE texts; a key has 1 to 63 letters, digits, _ . - /, a value at most 255 characters"
+
+HOME_VARIABLE = "HERD_HOME"
+MESH_KEY_VARIABLE = "HERD_MESH_KEY"
+SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://\S*")
+"""What Kubernetes sets `HERD_NETWORK_PORT` to in every pod beside a service that is named `herd-network`."""
 
 FLAG_NAMES = {
     "network.host": "--host",
@@ -69,11 +74,21 @@ class HerdConfig:
 
 @attrs.frozen
 class LoadedConfig:
-    """The configuration and, for each `section.key`, where its value came from."""
+    """The configuration; for each `section.key`, where its value came from; what of the environment says nothing."""
 
     config: HerdConfig
     file: Path
     origins: dict[str, Origin]
+    ignored_variables: tuple[str, ...] = ()
+
+    def warning(self) -> str:
+        """One line about the variables that look like ours and are none; empty when there are none."""
+        if not self.ignored_variables:
+            return ""
+        variables = [field.variable for field in all_fields()]
+        meant = [(variable, near(variable, variables, likeness=0.85)) for variable in self.ignored_variables]
+        told = [f"{variable} (did you mean {known}?)" if known else variable for variable, known in meant]
+        return f"environment: ignored, since no setting is named so: {', '.join(told)}"
 
     def value(self, key: str) -> Any:
         """The value under `section.key`."""
@@ -100,7 +115,8 @@ def load_config(home: Path | None, environ: Mapping[str, str], flags: Mapping[st
     home = home_directory(home, environ)
     file = home / FILE_NAME
     given = _from_file(file)
-    given.update(_from_environment(environ))
+    from_environment, ignored = _from_environment(environ)
+    given.update(from_environment)
     given.update(_from_flags(flags))
     origins: dict[str, Origin] = {}
     sections: dict[str, Any] = {}
@@ -111,12 +127,13 @@ def load_config(home: Path | None, environ: Mapping[str, str], flags: Mapping[st
         sections["store"] = attrs.evolve(sections["store"], models_path=str(resolved))
     labels = _labels(given, origins)
     mesh_key = _mesh_key(environ, flags)
-    return LoadedConfig(HerdConfig(home=home, **sections, labels=labels, mesh_key=mesh_key), file, origins)
+    config = HerdConfig(home=home, **sections, labels=labels, mesh_key=mesh_key)
+    return LoadedConfig(config, file, origins, ignored)
 
 
 def home_directory(home: Path | None, environ: Mapping[str, str]) -> Path:
     """The node's home, absolute: the flag, else `HERD_HOME`, else `~/.herd`."""
-    chosen = home if home is not None else Path(environ.get("HERD_HOME") or "~/.herd")
+    chosen = home if home is not None else Path(environ.get(HOME_VARIABLE) or "~/.herd")
     try:
         return chosen.expanduser().absolute()
     except RuntimeError as error:
@@ -163,21 +180,26 @@ def _document(file: Path) -> dict[str, Any]:
         raise UsageError(f"{file}: not TOML that can be read: {error}") from error
 
 
-def _from_environment(environ: Mapping[str, str]) -> dict[str, _Given]:
+def _from_environment(environ: Mapping[str, str]) -> tuple[dict[str, _Given], tuple[str, ...]]:
+    """The values given, and the variables that begin as ours do and name no setting: others may have set those."""
     given: dict[str, _Given] = {}
+    ignored: list[str] = []
     if environ.get("OLLAMA_MODELS"):
         path = StoreConfig().models_directory(environ)
         given["store.models_path"] = _Given(str(path), Origin("environment", "OLLAMA_MODELS"))
+    keys = {field.variable: field.key for field in all_fields()}
+    labels = f"HERD_{LABELS}_".upper()
     for variable in sorted(environ):
-        section, _, name = variable.removeprefix("HERD_").lower().partition("_")
-        if not variable.startswith("HERD_") or (section not in SECTIONS and section != LABELS):
+        if not variable.startswith("HERD_") or variable in (HOME_VARIABLE, MESH_KEY_VARIABLE):
             continue
-        known = [] if section == LABELS else [attribute.name for attribute in attrs.fields(SECTIONS[section])]
-        if section != LABELS and name not in known:
-            variables = [f"HERD_{section}_{one}".upper() for one in known]
-            raise UsageError(f"environment: unknown variable {variable}; {nearest(variable, variables)}")
-        given[f"{section}.{name}"] = _Given(environ[variable], Origin("environment", variable))
-    return given
+        key = keys.get(variable)
+        if key is None and variable.startswith(labels) and variable != labels:
+            key = f"{LABELS}.{variable.removeprefix(labels).lower()}"
+        if key is None or SERVICE_LINK.fullmatch(environ[variable]):
+            ignored.append(variable)
+        else:
+            given[key] = _Given(environ[variable], Origin("environment", variable))
+    return given, tuple(ignored)
 
 
 def _from_flags(flags: Mapping[str, object]) -> dict[str, _Given]:
@@ -233,12 +255,12 @@ def _labels(given: Mapping[str, _Given], origins: dict[str, Origin]) -> dict[str
 def _mesh_key(environ: Mapping[str, str], flags: Mapping[str, object]) -> bytes | None:
     # The room of the key knows what one looks like; it is not needed by the commands that only speak HTTP.
     file = flags.get("mesh_key_file")
-    if file is None and not environ.get("HERD_MESH_KEY"):
+    if file is None and not environ.get(MESH_KEY_VARIABLE):
         return None
     from node.trust.mesh_key import parse_mesh_key
 
     if file is None:
-        return parse_mesh_key(environ["HERD_MESH_KEY"], "HERD_MESH_KEY")
+        return parse_mesh_key(environ[MESH_KEY_VARIABLE], MESH_KEY_VARIABLE)
     path = Path(str(file)).expanduser()
     try:
         with path.open("rb") as opened:

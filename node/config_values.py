@@ -13,6 +13,8 @@ from protocols.options import OPTION, Option
 
 TRUE_WORDS = ("1", "true", "yes", "on")
 FALSE_WORDS = ("0", "false", "no", "off")
+LISTED_MAX = 24
+"""So many names fit into an error message."""
 
 
 @attrs.frozen
@@ -91,11 +93,18 @@ def refuse(origin: Origin, key: str, value: object, allowed: str) -> UsageError:
     return UsageError(f"{origin.name}: {key} = {shown} is not allowed: {allowed}")
 
 
+def near(name: str, known: Iterable[str], *, likeness: float = 0.5) -> str:
+    """The known name that was likely meant, empty when none is alike."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=likeness)), "")
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean X?`, or the whole list when nothing is near."""
-    names = list(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else "known are " + ", ".join(sorted(names))
+    """`did you mean X?`; when nothing is near the whole list, or where a long one is found."""
+    names = sorted(known)
+    meant = near(name, names)
+    if meant:
+        return f"did you mean {meant}?"
+    return "known are " + ", ".join(names) if len(names) <= LISTED_MAX else "`herd config default` lists all"
 
 
 def checked(field: Field, value: object, origin: Origin) -> Any:

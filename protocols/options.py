@@ -24,11 +24,11 @@ class Option:
         if self.choices:
             return "one of " + ", ".join(self.choices)
         if self.minimum is not None and self.maximum is not None:
-            return f"{self.minimum:g} to {self.maximum:g}"
+            return f"{_figure(self.minimum)} to {_figure(self.maximum)}"
         if self.minimum is not None:
-            return f"at least {self.minimum:g}"
+            return f"at least {_figure(self.minimum)}"
         if self.maximum is not None:
-            return f"at most {self.maximum:g}"
+            return f"at most {_figure(self.maximum)}"
         return "any value of its type"
 
     def problem(self, value: object) -> str | None:
@@ -41,6 +41,11 @@ class Option:
             if too_small or too_large or value != value:
                 return f"{value!r} is not allowed: {self.allowed()}"
         return None
+
+
+def _figure(number: float) -> str:
+    # Every digit of a whole number: a limit that was rounded would be refused.
+    return str(int(number)) if number == int(number) else f"{number:g}"
 
 
 OPTION = "option"

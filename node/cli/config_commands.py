@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from node.cli.options import HerdGroup, node_options
-from node.cli.output import document, line, table
+from node.cli.output import complain, document, line, table
 from node.errors import NotFound
 
 
@@ -23,7 +23,10 @@ def config_group() -> None:
 def _load(home: Path | None, models: str | None) -> Any:
     from node.config import load_config
 
-    return load_config(home, os.environ, {"store.models_path": models})
+    loaded = load_config(home, os.environ, {"store.models_path": models})
+    if loaded.ignored_variables:
+        complain(loaded.warning())
+    return loaded
 
 
 @config_group.command("show")

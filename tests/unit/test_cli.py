@@ -263,7 +263,9 @@ async def test_configuration_commands(tmp_path: Path) -> None:
     assert shown["values"]["network.port"] == {"value": 7, "origin": f"file {tmp_path}/herd.toml"}
     assert shown["values"]["labels.zone"] == {"value": "a", "origin": "environment HERD_LABELS_ZONE"}
     assert shown["values"]["store.models_path"] == {"value": "/m", "origin": "environment OLLAMA_MODELS"}
-    assert (await herd(tmp_path, "config", "check")).out == f"{tmp_path}/herd.toml: right\n"
+    checked = await herd(tmp_path, "config", "check", HERD_API_PORT="tcp://10.96.0.7:80")
+    assert (checked.code, checked.out) == (0, f"{tmp_path}/herd.toml: right\n")
+    assert checked.err == "herd: environment: ignored, since no setting is named so: HERD_API_PORT\n"
     default = await herd(tmp_path, "config", "default")
     (tmp_path / "herd.toml").write_text(default.out)
     assert (await herd(tmp_path, "config", "check", "--json")).document()["valid"] is True

@@ -78,6 +78,7 @@ def test_labels_come_from_everywhere_and_are_joined(tmp_path: Path) -> None:
         ("[log]\nlevel = 'loud'\n", "log.level = 'loud' is not allowed: one of debug, info, warning, error"),
         ("[api]\nlisten = 'nowhere'\n", "api.listen: 'nowhere' is not allowed: HOST:PORT such as 127.0.0.1:4700"),
         ("[api]\nallowed_origins = ['x/y']\n", "api.allowed_origins: 'x/y' is not allowed: SCHEME://HOST[:PORT]"),
+        ("[store]\nchunk_size_bytes = 1\n", "a whole number, 1048576 to 16777216 bytes"),
         ("[netwrok]\nport = 1\n", "unknown section [netwrok]; did you mean network?"),
         ("[network]\nprot = 1\n", "unknown key network.prot; did you mean port?"),
         ("port = 1\n", "unknown section [port]; known are api, catalog, discovery,"),
@@ -108,7 +109,6 @@ def test_the_first_fault_on_a_line_that_is_not_there_is_still_a_line(tmp_path: P
     [
         ("HERD_NETWORK_PORT", "abc", "HERD_NETWORK_PORT: network.port = 'abc' is not allowed: a whole number, 0 to"),
         ("HERD_NETWORK_MDNS", "maybe", "HERD_NETWORK_MDNS: network.mdns = 'maybe' is not allowed: true or false"),
-        ("HERD_NETWORK_PROT", "1", "environment: unknown variable HERD_NETWORK_PROT; did you mean HERD_NETWORK_PORT?"),
         ("HERD_NETWORK_BOOTSTRAP", "/x", "HERD_NETWORK_BOOTSTRAP: network.bootstrap: '/x' is not allowed: wanted /ip4"),
         ("HERD_MESH_KEY", "secret-ish", "HERD_MESH_KEY: 64 hex digits wanted (32 bytes), found 10 characters"),
     ],
@@ -118,11 +118,29 @@ def test_a_wrong_variable_names_itself(tmp_path: Path, variable: str, value: str
     assert told.startswith(error)
 
 
+def test_variables_that_others_set_are_told_and_stop_nothing(tmp_path: Path) -> None:
+    of_kubernetes = {
+        "HERD_API_PORT": "tcp://10.96.0.7:4700",
+        "HERD_API_PORT_4700_TCP_ADDR": "10.96.0.7",
+        "HERD_API_SERVICE_HOST": "10.96.0.7",
+        "HERD_NETWORK_PORT": "tcp://10.96.0.8:4701",
+    }
+    loaded = load_config(tmp_path, {**of_kubernetes, "HERD_HOME": "/x", "HERD_MESH_KEY": "ab" * 32}, {})
+    assert loaded.ignored_variables == tuple(of_kubernetes)
+    assert loaded.config.network.port == 4701
+    assert load_config(tmp_path, {"HERD_NETWORK_PORT": "1"}, {}).warning() == ""
+    assert load_config(tmp_path, {"HERD_NETWROK_PORT": "1", "HERD_ME": "2"}, {}).warning() == (
+        "environment: ignored, since no setting is named so: HERD_ME,"
+        " HERD_NETWROK_PORT (did you mean HERD_NETWORK_PORT?)"
+    )
+
+
 @pytest.mark.parametrize(
     ("key", "value", "error"),
     [
         ("network.port", "70000", "--port: network.port = '70000' is not allowed: a whole number, 0 to 65535"),
         ("exchange.nothing", "1", "--set: unknown key exchange.nothing; "),
+        ("x", "1", "--set: unknown key x; `herd config default` lists all"),
         ("membership.probe_interval_s", "0", "--set: membership.probe_interval_s = '0' is not allowed: a number, 0.05"),
         ("labels", {"bad key": "x"}, "--label: labels.bad key = 'x' is not allowed: KEY=VALUE texts;"),
         ("mesh_key_file", "/nowhere/key", "--mesh-key-file /nowhere/key: cannot read the mesh key: No such file"),
