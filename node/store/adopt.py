@@ -17,7 +17,7 @@ import trio
 from node.ports import StoreError
 from node.store.census import UNREADABLE, UNVERIFIED, VERIFIED, WRONG, BlobFile, Census, NamedModel
 from node.store.config import StoreConfig
-from node.store.files import Disk, FileKey, remove_file
+from node.store.files import Disk, FileKey, durable_key, remove_file
 from node.store.hashing import Hasher
 from node.store.index import Index, KnownFile
 from node.store.manifests import RACY_NS, ManifestFile, ManifestTree, read_manifest
@@ -232,7 +232,8 @@ class Adopter:
         except StoreError as error:
             self._put_if_same(file, attrs.evolve(file, state=UNREADABLE, detail=str(error)))
             return
-        key = await self._disk.run("look at", file.path, lambda: _key_or_none(file.path))
+        # What is remembered as verified must still be so after a power cut.
+        key = await self._disk.run("sync", file.path, lambda: durable_key(file.path))
         if key != file.key:
             self._census.postpone(file.digest)
             return

@@ -5,6 +5,7 @@ import fcntl
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +23,9 @@ FICLONE = 0x40049409
 
 COPY_SIZE_BYTES = 4 * 1024 * 1024
 TICK_S = 0.1
+
+WRITTEN_BACK_S = 600.0
+"""A kernel writes changed pages back within a minute; by then they are on disk whether anybody synced them or not."""
 
 _REMEDIES = {
     errno.ENOSPC: "the disk is full: free some space on it and try again",
@@ -176,11 +180,14 @@ def read_at(descriptor: int, size_bytes: int, offset: int) -> bytes:
 
 def sync_directory(path: Path) -> None:
     """Make the names in a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    _sync(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+
+
+def _sync(descriptor: int) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some network file systems cannot sync a directory; their names are as durable as they get.
+        # Some network file systems cannot sync what is opened for reading; it is as durable as it gets.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:
@@ -189,11 +196,22 @@ def sync_directory(path: Path) -> None:
 
 def sync_file(path: Path) -> None:
     """Make a file's bytes durable."""
-    descriptor = os.open(path, os.O_RDONLY)
+    _sync(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+
+
+def durable_key(path: Path) -> FileKey | None:
+    """What a file is now, its bytes durable; None when it is gone. Raises OSError.
+
+    Whoever wrote the file may not have synced it, and after a power cut it could have the same size and mtime and
+    other bytes. What was not touched for a while has long been written back and costs nothing here.
+    """
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        status = os.stat(path)
+        if time.time() - status.st_ctime < WRITTEN_BACK_S:
+            sync_file(path)
+    except FileNotFoundError:
+        return None
+    return FileKey.of(status)
 
 
 def remove_file(path: Path) -> bool:

@@ -21,7 +21,7 @@ from node.ports import StoreError
 from node.store.adopt import Adopter
 from node.store.blobs import StoreBlobs
 from node.store.census import VERIFIED, BlobFile, Census, NamedModel
-from node.store.files import Disk, FileKey, remove_file, sync_directory
+from node.store.files import Disk, FileKey, durable_key, remove_file, sync_directory
 from node.store.hashing import Hasher
 from node.store.index import Index
 from node.store.ollama import (
@@ -122,10 +122,10 @@ class Placer:
         """Whether a file that was under a blob's final name before us holds the blob. Ollama would never look again."""
         try:
             found, recipe = await self._hasher.hash(final)
-            key = await self._disk.run("look at", final, lambda: FileKey.at(final))
+            key = await self._disk.run("sync", final, lambda: durable_key(final))
         except StoreError:
             return False
-        if found != digest or key.size_bytes != recipe.size_bytes:
+        if found != digest or key is None or key.size_bytes != recipe.size_bytes:
             return False
         await self._index.record(key, recipe)
         self._census.put_file(BlobFile(digest, final, key, VERIFIED, len(recipe)))

@@ -12,11 +12,14 @@ import trio
 from node.events import EventBus
 from node.ports import BlobMissing
 from node.store import hashing
+from node.store.files import FileKey
+from node.store.index import Index
 from node.store.manifests import ManifestTree
 from node.store.ollama import Layout
 from node.store.store import Store
 from node.store.verify import FileChanged, hash_file
 from protocols.ids import blob_file_name, digest_of
+from protocols.recipe.recipe import Recipe
 from tests.support_store import (
     blob_file,
     chunks_of,
@@ -336,6 +339,29 @@ async def test_an_unread_blob_with_wrong_bytes_is_fetched(tmp_path: Path) -> Non
     async with opened(tmp_path) as store:
         assert await receive_all(store, WEIGHTS) == digest_of(WEIGHTS)
         assert await read_all(store, digest_of(WEIGHTS)) == WEIGHTS
+
+
+async def test_what_is_remembered_as_verified_was_made_durable_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    fsync, record = os.fsync, Index.record
+
+    def watched_sync(descriptor: int) -> None:
+        fsync(descriptor)
+        steps.append(f"synced inode {os.fstat(descriptor).st_ino}")
+
+    async def watched_record(index: Index, key: FileKey, recipe: Recipe, *, partial_done: bool = False) -> None:
+        steps.append(f"recorded inode {key.inode}")
+        await record(index, key, recipe, partial_done=partial_done)
+
+    make_model(tmp_path, "one", [WEIGHTS])  # written just now and not synced: an Ollama need not do that
+    monkeypatch.setattr(os, "fsync", watched_sync)
+    monkeypatch.setattr(Index, "record", watched_record)
+    async with running(tmp_path) as store:
+        await until_verified(store, "one")
+    inode = blob_file(tmp_path, WEIGHTS).stat().st_ino
+    assert steps.index(f"synced inode {inode}") < steps.index(f"recorded inode {inode}")
 
 
 async def test_the_background_reads_at_the_configured_rate(tmp_path: Path) -> None:
