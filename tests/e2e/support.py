@@ -6,10 +6,19 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 
+import httpx
 import trio
 
 from node.views import MemberView, PullReport
-from scripts.herd_process import Finished, Following, HerdProcess, HerdProcessFailed, herd_process, mesh_key_of
+from scripts.herd_process import (
+    POLL_INTERVAL_S,
+    Finished,
+    Following,
+    HerdProcess,
+    HerdProcessFailed,
+    herd_process,
+    mesh_key_of,
+)
 from scripts.make_gguf import write_llama_gguf
 from tests.reference_reader import StoredModel, read_model, stray_files
 
@@ -26,6 +35,7 @@ __all__ = [
     "mesh",
     "mesh_key_of",
     "pull_at_once",
+    "served_bytes",
     "stored_alike",
     "wait_member",
     "write_llama",
@@ -102,6 +112,18 @@ async def pull_at_once(nodes: Sequence[HerdProcess], name: str) -> dict[str, Pul
         for node in nodes:
             nursery.start_soon(pull, node)
     return reports
+
+
+async def served_bytes(node: HerdProcess, *, timeout_s: float = 30.0) -> int:
+    """How many bytes of chunks this node has sent to whomever, once none is on its way out any more."""
+    async with httpx.AsyncClient(base_url=(await node.status()).api) as client:
+        with trio.fail_after(timeout_s):
+            while True:
+                text = (await client.get("/metrics")).text
+                figures = dict(line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("herd_exchange_"))
+                if float(figures["herd_exchange_serve_buffered_bytes"]) == 0:
+                    return int(float(figures["herd_exchange_served_bytes_total"]))
+                await trio.sleep(POLL_INTERVAL_S)
 
 
 async def wait_member(node: HerdProcess, peer: str, states: Sequence[str], *, timeout_s: float = 60.0) -> MemberView:

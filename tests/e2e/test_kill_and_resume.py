@@ -14,6 +14,7 @@ from tests.e2e.support import (
     herd_process,
     mesh,
     pull_at_once,
+    served_bytes,
     stored_alike,
 )
 from tests.reference_reader import model_names
@@ -48,8 +49,11 @@ async def test_kill_9_of_the_receiver_loses_no_checked_chunk(tmp_path: Path) -> 
 
             async with herd_process(tmp_path / "two", bootstrap=[one.multiaddr]) as two_again:
                 await two_again.wait_found("llama:latest")
+                served_before = await served_bytes(one)
                 report = await two_again.pull("llama:latest")
                 assert report.verified
+                # Only what was missing travelled, by the sender's own count.
+                assert await served_bytes(one) - served_before == report.fetched_bytes
                 # At most the last batch, which was not yet safe on disk, travels again.
                 assert report.resumed_bytes > held / 2
                 assert report.fetched_bytes + report.resumed_bytes + report.local_bytes == report.size_bytes
@@ -67,8 +71,10 @@ async def test_ctrl_c_keeps_what_came_and_the_next_pull_goes_on(tmp_path: Path) 
                 assert await pulling.interrupt() == 130
             assert model_names(two.models) == []
 
+            served_before = await served_bytes(one)
             report = await two.pull("llama:latest")
             assert report.verified
+            assert await served_bytes(one) - served_before == report.fetched_bytes
             # The node lived on, so every chunk that was checked counts.
             assert report.resumed_bytes >= held
             assert report.fetched_bytes + report.resumed_bytes == report.size_bytes
@@ -81,6 +87,7 @@ async def test_kill_9_of_one_of_two_senders_leaves_the_other_to_finish(tmp_path:
             await add_llama(one, "llama", SIZE_MB)
             await pull_at_once([two], "llama:latest")
             await three.wait_found("llama:latest")
+            served_before = {node.peer: await served_bytes(node) for node in (one, two)}
 
             report, dead = await pull_while_a_sender_dies(three, [one, two])
 
@@ -88,6 +95,7 @@ async def test_kill_9_of_one_of_two_senders_leaves_the_other_to_finish(tmp_path:
             assert report.verified
             assert report.sources[dead.peer] > 0
             assert report.sources[survivor.peer] > 0
+            assert await served_bytes(survivor) - served_before[survivor.peer] >= report.sources[survivor.peer]
             assert sum(report.sources.values()) == report.fetched_bytes == report.size_bytes
             await held_model(three, "llama:latest")
 
