@@ -29,9 +29,10 @@ from protocols.catalog.publishing import Publisher
 from protocols.catalog.records import HoldingState, Inventory, VersionRecord
 from protocols.effects import Blame, Effect, Event, TimerFired
 from protocols.errors import LocalProtocolError, RemoteProtocolError
-from protocols.ids import Digest, PeerId, VersionId
+from protocols.ids import Digest, PeerId
 from protocols.signing import Signer
 
+CLOCK_BLAME_INTERVAL_MS = 60_000
 CLOCK_BLAMES_MAX = 4096
 
 
@@ -65,8 +66,8 @@ class Catalog:
         self._alive = alive
         self._contents = Contents(config, peer_id)
         self._gossip = Gossip(config, peer_id, rng, alive, self._contents)
-        self._publisher = Publisher(peer_id, signer, self._contents)
-        self._clock_blamed: dict[VersionId, None] = {}
+        self._publisher = Publisher(config, peer_id, signer, self._contents)
+        self._clock_blamed_at_ms: dict[PeerId, int] = {}
         self._learned = self._refused = self._let_go = 0
 
     def _restore(self, restored: Restored) -> list[Effect]:
@@ -173,7 +174,7 @@ class Catalog:
             case Started():
                 return [self._gossip.push_pull_timer()]
             case PeerJoined(peer=peer):
-                return self._gossip.open(peer)
+                return self._gossip.joined(peer)
             case Restored():
                 return self._restore(event)
             case Publish():
@@ -252,11 +253,14 @@ class Catalog:
     def _refuse_future(self, record: VersionRecord, wall_ms: int) -> list[Effect]:
         # Not the sender's fault: near the bound two honest clocks disagree on which side a record is.
         self._refused += 1
-        if record.id() in self._clock_blamed:
+        blamed_at_ms = self._clock_blamed_at_ms.get(record.author)
+        if blamed_at_ms is not None and abs(wall_ms - blamed_at_ms) < CLOCK_BLAME_INTERVAL_MS:
             return []
-        self._clock_blamed[record.id()] = None
-        if len(self._clock_blamed) > CLOCK_BLAMES_MAX:
-            del self._clock_blamed[next(iter(self._clock_blamed))]
+        # One blame a minute: who signs such records as fast as it can shall not fill the log.
+        self._clock_blamed_at_ms.pop(record.author, None)
+        self._clock_blamed_at_ms[record.author] = wall_ms
+        if len(self._clock_blamed_at_ms) > CLOCK_BLAMES_MAX:
+            del self._clock_blamed_at_ms[next(iter(self._clock_blamed_at_ms))]
         ahead_s = (record.clock.physical_ms - wall_ms) / 1000
         detail = f"its version of {record.name} is dated {ahead_s:.0f} s ahead of this host's clock"
         return [Blame(record.author, "clock", detail)]

@@ -93,11 +93,12 @@ class Contents:
             yield _message(batch)
 
     def _known(self, versions: Iterable[bytes], owners: Iterable[PeerId]) -> Iterator[VersionRecord | Inventory]:
-        for version_id in versions:
+        # Each once, however often it was asked for: a key is small, a record large.
+        for version_id in dict.fromkeys(versions):
             record = self.versions.get(version_id)
             if record is not None:
                 yield record
-        for owner in owners:
+        for owner in dict.fromkeys(owners):
             inventory = self.inventories.get(owner)
             if inventory is not None:
                 yield inventory

@@ -7,6 +7,7 @@ Want -> Records. Nothing is remembered of a repair between its messages, so a lo
 import random
 from collections.abc import Callable, Iterable, Sequence
 
+from protocols.catalog.asked import Asked
 from protocols.catalog.config import CatalogConfig
 from protocols.catalog.contents import Contents, key_batches
 from protocols.catalog.messages import KEYS_MAX, Advert, Buckets, InventoryKey, Keys, Summary, Want
@@ -16,11 +17,6 @@ from protocols.ids import PeerId, VersionId
 
 GOSSIP = "gossip"
 PUSH_PULL = "push-pull"
-
-ASKED_FOR_S = 5.0
-"""A record asked of one peer is not asked of another for this long."""
-
-ASKED_MAX = 200_000
 
 Key = VersionId | PeerId
 """What a record is known by: a version by its id, an inventory by its owner."""
@@ -45,14 +41,13 @@ class Gossip:
         self._follows = config.follow == "all"
         self._rumors: Rumors[Key] = Rumors()
         self._gossiping = False
-        self._asked: dict[Key, tuple[float, bool]] = {}
+        self._asked: Asked[Key] = Asked()
 
     # Rumors.
 
     def tell(self, key: Key) -> list[Effect]:
         """Spread the news of a record. What came by repair is told once: only where that is news it spreads on."""
-        _, by_repair = self._asked.pop(key, (0.0, False))
-        self._rumors.heat(key, 1 if by_repair else self._full_rounds())
+        self._rumors.heat(key, 1 if self._asked.came(key) else self._full_rounds())
         return self._start()
 
     def _start(self) -> list[Effect]:
@@ -112,20 +107,11 @@ class Gossip:
             for key in inventories
             if (self._follows or key.owner == self._peer_id) and mine.inventories.newer(key.owner, key.sequence)
         ]
-        asked_versions = tuple(v for v in wanted if self._note_asked(VersionId(v), repair, now))
-        asked_owners = tuple(owner for owner in owners if self._note_asked(owner, repair, now))
+        asked_versions = tuple(v for v in wanted if self._asked.ask(VersionId(v), peer, repair, now))
+        asked_owners = tuple(owner for owner in owners if self._asked.ask(owner, peer, repair, now))
         if not asked_versions and not asked_owners:
             return []
         return [Send(peer, Want(asked_versions, asked_owners, repair))]
-
-    def _note_asked(self, key: Key, repair: bool, now: float) -> bool:
-        deadline, _ = self._asked.get(key, (now, False))
-        if deadline > now:
-            return False
-        if len(self._asked) >= ASKED_MAX and key not in self._asked:
-            return False
-        self._asked[key] = (now + ASKED_FOR_S, repair)
-        return True
 
     # Repair.
 
@@ -135,11 +121,16 @@ class Gossip:
 
     def push_pull(self, now: float) -> list[Effect]:
         """Begin comparing catalogs with a random member, and forget what was asked and never came."""
-        self._asked = {key: asked for key, asked in self._asked.items() if asked[0] > now}
+        self._asked.forget_late(now)
         members = [peer for peer in self._alive() if peer != self._peer_id]
         if not members:
             return [self.push_pull_timer()]
         return [*self.open(self._rng.choice(members)), self.push_pull_timer()]
+
+    def joined(self, peer: PeerId) -> list[Effect]:
+        """A member became alive: compare catalogs with it."""
+        self._asked.forget_peer(peer)
+        return self.open(peer)
 
     def open(self, peer: PeerId) -> list[Effect]:
         """Begin comparing catalogs with a peer. A node that keeps only its own records just says which those are."""

@@ -43,19 +43,25 @@ class Inventories:
         self.holdings += len(inventory.holdings)
         for holding in inventory.holdings:
             self._holders.setdefault(holding.manifest_digest, {})[inventory.owner] = holding.state
+        return self._make_room(living) if self._over(0, 0) else []
+
+    def _make_room(self, living: Callable[[], Container[PeerId]]) -> list[PeerId]:
+        # A thirty-second at a time, so that the sort is paid once in many records.
+        alive = living()
+        spare_owners, spare_holdings = self._owners_max // 32, self._holdings_max // 32
+        others = [inventory for inventory in self._by_owner.values() if inventory.owner != self._own]
         let_go: list[PeerId] = []
-        alive = living() if self._crowded() else ()
-        while self._crowded():
-            others = [i for i in self._by_owner.values() if i.owner != self._own]
-            if not others:
+        for victim in sorted(others, key=lambda i: (i.owner in alive, i.sequence, i.owner)):
+            if not self._over(spare_owners, spare_holdings):
                 break
-            victim = min(others, key=lambda i: (i.owner in alive, i.sequence, i.owner))
             self._remove(victim.owner)
             let_go.append(victim.owner)
         return let_go
 
-    def _crowded(self) -> bool:
-        return len(self._by_owner) > self._owners_max or self.holdings > self._holdings_max
+    def _over(self, spare_owners: int, spare_holdings: int) -> bool:
+        return (
+            len(self._by_owner) > self._owners_max - spare_owners or self.holdings > self._holdings_max - spare_holdings
+        )
 
     def _remove(self, owner: PeerId) -> None:
         inventory = self._by_owner.pop(owner, None)

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable
 
-from protocols.catalog.clock import Clock, after
+from protocols.catalog.clock import Clock, after, too_far_ahead
+from protocols.catalog.config import CatalogConfig
 from protocols.catalog.contents import Contents
 from protocols.catalog.events import Publish
 from protocols.catalog.records import HOLDINGS_MAX, SEQUENCE_MAX, Holding, Inventory, VersionRecord
@@ -15,7 +16,8 @@ from protocols.signing import Signer
 class Publisher:
     """Signs for one node. `latest` follows the clocks of all records seen."""
 
-    def __init__(self, peer_id: PeerId, signer: Signer, contents: Contents) -> None:
+    def __init__(self, config: CatalogConfig, peer_id: PeerId, signer: Signer, contents: Contents) -> None:
+        self._config = config
         self._peer_id = peer_id
         self._signer = signer
         self._contents = contents
@@ -59,6 +61,9 @@ class Publisher:
         """After everything seen; but what was found without history is as old as it is, and follows nothing."""
         if event.created_at_ms is not None and not parents and 0 <= event.created_at_ms <= event.wall_ms:
             return Clock(event.created_at_ms)
+        if too_far_ahead(self.latest, event.wall_ms, self._config.clock_drift_max_s):
+            # This host's own clock was wrong once. Dated after that, everybody would refuse whatever we say.
+            return Clock(event.wall_ms)
         return after(self.latest, event.wall_ms)
 
     def inventory(self, holdings: Iterable[Holding], wall_ms: int) -> Inventory | None:

@@ -93,7 +93,7 @@ def test_holdings_are_bounded_and_ones_own_stay() -> None:
 
 
 def publisher_of(contents: Contents) -> Publisher:
-    return Publisher(ALICE.peer_id, ALICE.sign, contents)
+    return Publisher(CatalogConfig(), ALICE.peer_id, ALICE.sign, contents)
 
 
 def test_a_published_version_is_dated_after_all_that_was_seen() -> None:

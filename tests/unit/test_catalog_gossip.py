@@ -3,10 +3,12 @@
 import attrs
 import pytest
 
+from protocols.catalog.asked import ASKED_MAX, Asked
 from protocols.catalog.catalog import Catalog
 from protocols.catalog.config import CatalogConfig
 from protocols.catalog.events import Heard, Keep, Kept, PeerJoined, Restored, Started
 from protocols.catalog.gossip import GOSSIP, PUSH_PULL
+from protocols.catalog.inventories import Inventories
 from protocols.catalog.messages import Advert, AskHolding, Buckets, InventoryKey, Keys, Records, Summary, Want
 from protocols.catalog.records import Inventory, VersionRecord
 from protocols.catalog.rumors import Rumors, rounds_for
@@ -309,3 +311,80 @@ def test_events_and_inventories_are_not_mixed_up() -> None:
     first: list[Event] = [holds(1), holds(1, 2), holds()]
     kept = [effect for event in first for effect in alice.handle(event, 0.0) if isinstance(effect, Kept)]
     assert [len(effect.record.holdings) for effect in kept if isinstance(effect.record, Inventory)] == [1, 2, 0]
+
+
+def test_who_advertised_and_did_not_give_is_not_asked_for_it_again_before_a_repair() -> None:
+    bob = core_of(BOB, ALICE, CAROL)
+    record = version(ALICE, "m:1", 1)
+    advert, want = Advert((record.id(),), ()), Want((record.id(),), ())
+    assert sent(hears(bob, CAROL, advert, now=0.0)) == [(CAROL.peer_id, want)]
+    assert hears(bob, CAROL, advert, now=6.0) == [], "or carol could hold it up for ever"
+    assert sent(hears(bob, ALICE, advert, now=6.1)) == [(ALICE.peer_id, want)]
+    bob.handle(TimerFired(PUSH_PULL), 30.0)
+    assert sent(hears(bob, CAROL, advert, now=30.1)) == [(CAROL.peer_id, want)], "carol may have lost our question"
+
+
+def test_who_comes_anew_is_asked_anew() -> None:
+    bob = core_of(BOB, ALICE)
+    record = version(ALICE, "m:1", 1)
+    advert = Advert((record.id(),), ())
+    assert sent(hears(bob, ALICE, advert, now=0.0)) != []
+    bob.handle(PeerJoined(ALICE.peer_id), 1.0)
+    assert sent(hears(bob, ALICE, advert, now=1.1)) != [], "alice died before she answered, and is back"
+
+
+def test_a_flood_of_adverts_keeps_no_honest_record_away() -> None:
+    asked: Asked[int] = Asked()
+    for key in range(ASKED_MAX + 10):
+        asked.ask(key, CAROL.peer_id, False, 0.0)
+    assert len(asked) == ASKED_MAX
+    assert asked.ask(-1, ALICE.peer_id, False, 0.1)
+    asked.forget_late(6.0)
+    assert len(asked) == 0
+
+
+def test_a_record_asked_for_many_times_in_one_message_is_given_once() -> None:
+    alice = core_of(ALICE, BOB)
+    record, stated = version(CAROL, "m:1", 1), inventory(CAROL, 1, 1)
+    hears(alice, CAROL, Records((record,), (stated,)))
+    want = Want((record.id(),) * 1000, (CAROL.peer_id,) * 1000)
+    assert sent(hears(alice, BOB, want)) == [(BOB.peer_id, Records((record,), (stated,)))]
+
+
+def test_a_wrong_clock_is_blamed_once_a_minute_however_many_records_it_dates() -> None:
+    bob = core_of(BOB, ALICE)
+    flood = tuple(version(ALICE, f"m{number}:1", number, at_ms=WALL_MS + 700_000) for number in range(100))
+    (blame,) = hears(bob, CAROL, Records(flood, ()))
+    assert isinstance(blame, Blame)
+    assert (blame.peer, blame.reason) == (ALICE.peer_id, "clock")
+    assert hears(bob, CAROL, Records(flood, ()), wall_ms=WALL_MS + 59_000) == []
+    assert len(hears(bob, CAROL, Records(flood, ()), wall_ms=WALL_MS + 61_000)) == 1
+    assert bob.counts().refused == 300
+
+
+def test_a_host_whose_clock_was_wrong_once_is_heard_again_when_it_is_set_right() -> None:
+    alice, bob = core_of(ALICE, BOB), core_of(BOB, ALICE)
+    alice.handle(publish("m:1", 1, wall_ms=WALL_MS + 86_400_000), 0.0)
+    alice.handle(publish("m:1", 2, deliberate=True), 0.0)
+    alice.handle(publish("n:1", 3), 0.0)
+    records = [alice.head(full(name)) for name in ("m:1", "n:1")]
+    for record in records:
+        assert record is not None
+        hears(bob, ALICE, Records((record,), ()))
+    assert [bob.head(full(name)) for name in ("m:1", "n:1")] == records
+    assert bob.counts().refused == 0
+
+
+def test_what_is_let_go_for_want_of_room_is_no_walk_over_everybody_for_each_record() -> None:
+    inventories = Inventories(BOB.peer_id, 64, 100_000)
+    calls = 0
+
+    def living() -> tuple[PeerId, ...]:
+        nonlocal calls
+        calls += 1
+        return ()
+
+    for number in range(2, 202):
+        inventories.add(inventory(person(number), number, 1), living)
+    assert len(inventories) <= 64
+    assert calls <= 200 / 2
