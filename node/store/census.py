@@ -5,7 +5,7 @@ when a model's state changes it tells the bus.
 """
 
 import logging
-from collections import OrderedDict
+from bisect import bisect_left, insort
 from pathlib import Path
 
 import attrs
@@ -59,7 +59,9 @@ class Census:
         self._named_by: dict[Digest, dict[ModelName, int]] = {}
         self._told: dict[ModelName, tuple[str, str]] = {}
         self._dirty: dict[ModelName, None] = {}
-        self._queue: OrderedDict[Digest, None] = OrderedDict()
+        # The size of what waits to be read, and the same sorted by size: a store may have a hundred thousand blobs.
+        self._waiting: dict[Digest, int] = {}
+        self._by_size: list[tuple[int, Digest]] = []
         self._changes = 0
         self._changed = trio.Event()
         self._work = trio.Event()
@@ -140,12 +142,12 @@ class Census:
         if file.state == UNVERIFIED:
             self.enqueue(file.digest)
         else:
-            self._queue.pop(file.digest, None)
+            self.postpone(file.digest)
         self._dirty.update(dict.fromkeys(self._named_by.get(file.digest, ())))
 
     def drop_file(self, digest: Digest) -> None:
         """The file is gone."""
-        self._queue.pop(digest, None)
+        self.postpone(digest)
         if self._files.pop(digest, None) is not None:
             self._dirty.update(dict.fromkeys(self._named_by.get(digest, ())))
 
@@ -155,7 +157,9 @@ class Census:
         """Have this file read, if it is worth it and was not yet."""
         file = self._files.get(digest)
         if file is not None and file.state == UNVERIFIED and self._size_is_named(file):
-            self._queue[digest] = None
+            self.postpone(digest)
+            self._waiting[digest] = file.key.size_bytes
+            insort(self._by_size, (file.key.size_bytes, digest))
             self._work.set()
             self._work = trio.Event()
 
@@ -166,21 +170,22 @@ class Census:
 
     def next_unverified(self) -> BlobFile | None:
         """The file to read next: the smallest, so that small models are complete first."""
-        waiting = [self._files[digest] for digest in self._queue]
-        return min(waiting, key=lambda file: file.key.size_bytes, default=None)
+        return self._files[self._by_size[0][1]] if self._by_size else None
 
     def postpone(self, digest: Digest) -> None:
         """Do not read this file until something is heard of it again."""
-        self._queue.pop(digest, None)
+        size_bytes = self._waiting.pop(digest, None)
+        if size_bytes is not None:
+            del self._by_size[bisect_left(self._by_size, (size_bytes, digest))]
 
     async def wait_unverified(self) -> None:
         """Until there may be a file to read."""
-        while not self._queue:
+        while not self._waiting:
             await self._work.wait()
 
     def unverified_bytes(self) -> int:
         """What is still to be read."""
-        return sum(self._files[digest].key.size_bytes for digest in self._queue)
+        return sum(self._waiting.values())
 
     # -- what follows for models
 
