@@ -289,6 +289,7 @@ def _find(layout: Layout, digest: Digest) -> tuple[Path, FileKey] | None:
         try:
             return path, FileKey.at(path)
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            # A link that leads nowhere we can go is that blob's trouble; anything else is the whole store's.
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR) and not os.path.islink(path):
                 raise
     return None

@@ -148,6 +148,26 @@ async def test_wrong_bytes_are_named_and_never_served(tmp_path: Path, size_diffe
         assert {view.name: view.state for view in await store.models()}["broken:latest"] == "damaged"
 
 
+async def test_blobs_may_be_links_and_one_that_leads_nowhere_is_missing(tmp_path: Path) -> None:
+    models, elsewhere = tmp_path / "models", tmp_path / "elsewhere"
+    for text, layer in (("linked", WEIGHTS), ("broken", b"broken"), ("looped", b"looped"), ("odd", b"odd")):
+        make_model(models, text, [layer])
+    elsewhere.mkdir()
+    shutil.move(blob_file(models, WEIGHTS), elsewhere / "weights")
+    blob_file(models, WEIGHTS).symlink_to(elsewhere / "weights")
+    for layer, target in ((b"broken", "gone"), (b"looped", blob_file(models, b"looped").name), (b"odd", "x" * 300)):
+        blob_file(models, layer).unlink()
+        blob_file(models, layer).symlink_to(target)
+    async with running(models) as store:
+        await until_verified(store, "linked")
+        assert await read_all(store, digest_of(WEIGHTS)) == WEIGHTS
+        for text in ("broken", "looped", "odd"):
+            assert "is missing" in await until_state(store, text, "incomplete")
+        await store.remove(name("linked"))
+    assert not os.path.lexists(blob_file(models, WEIGHTS))
+    assert (elsewhere / "weights").read_bytes() == WEIGHTS
+
+
 async def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     make_model(tmp_path, "broken", [WEIGHTS, TEMPLATE])
     path = blob_file(tmp_path, TEMPLATE)
