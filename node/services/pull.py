@@ -54,6 +54,7 @@ class Pull:
         self._name = ModelName.parse(version.name)
         self._sources = sources
         self._exchange = exchange
+        self._store = blobs
         self._models = models
         # Blobs that another model brought, removed while this pull runs, are still needed here.
         self._kept = blobs.keep([entry.digest for entry in version.blobs])
@@ -90,7 +91,7 @@ class Pull:
             await self._models.place_model(self._name, self.version.manifest)
         self._tell("done", now=True)
         fetched = sum(report.fetched_bytes for report in self._reports)
-        resumed = sum(report.resumed_bytes for report in self._reports)
+        resumed = self.view().resumed_bytes
         return PullReport(
             operation_id=self._id,
             name=self._name.display(),
@@ -124,10 +125,14 @@ class Pull:
             raise failures[0]
 
     async def _fetch(self, entry: BlobEntry) -> None:
+        bits = self._store.held(entry.digest)
+        # What was whole before is no resumed transfer: another model brought it, or an earlier pull.
+        was_here = bits is not None and bits.complete()
+
         def progressed(progress: FetchProgress) -> None:
             state = self._blobs[entry.digest]
             state.held_bytes = progress.held_bytes
-            state.resumed_bytes = progress.resumed_bytes
+            state.resumed_bytes = 0 if was_here else progress.resumed_bytes
             state.sources = dict(progress.sources)
             self._tell("fetching", digest=entry.digest)
 
@@ -139,7 +144,8 @@ class Pull:
             on_progress=progressed,
         )
         self._reports.append(report)
-        self._blobs[entry.digest] = _BlobState(entry.size_bytes, report.resumed_bytes, dict(report.sources))
+        resumed_bytes = 0 if was_here else report.resumed_bytes
+        self._blobs[entry.digest] = _BlobState(entry.size_bytes, resumed_bytes, dict(report.sources))
         self._tell("fetching", digest=entry.digest)
 
     def view(self) -> TransferView:

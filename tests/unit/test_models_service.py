@@ -15,6 +15,7 @@ from node.blame import BlameLedger
 from node.errors import NotFound, UsageError, VerificationFailed
 from node.events import EventBus, TransferEnded
 from node.identity import Identity
+from node.ports import BlobMissing
 from node.services.catalog import CatalogService
 from node.services.discovery import DiscoveryService
 from node.services.exchange import ExchangeService
@@ -316,3 +317,146 @@ async def test_a_pull_asked_for_again_while_the_cancelled_one_winds_down_resumes
         assert report.resumed_bytes > 0
         assert report.resumed_bytes + report.fetched_bytes == len(WEIGHTS)
         assert second.models.transfers() == []
+
+
+async def test_what_is_here_whole_is_announced_whole_while_it_is_pulled_again(autojump_clock: MockClock) -> None:
+    async with open_mesh() as mesh:
+        first, second = await mesh.host(), await mesh.host()
+        await first.hold("llama", WEIGHTS)
+        await second.hold("llama", WEIGHTS)
+        await trio.sleep(5)
+        announced = []
+
+        def look(progress: Progress) -> None:
+            announced.append([holding.state for holding in second.catalog.holdings()])
+
+        report = await second.models.pull("llama", look)
+        assert announced
+        assert all(states == ["complete"] for states in announced)
+        assert (report.fetched_bytes, report.local_bytes) == (0, len(WEIGHTS))
+
+
+async def test_the_only_holder_pulls_from_itself_what_it_has(autojump_clock: MockClock) -> None:
+    async with open_mesh() as mesh:
+        only = await mesh.host()
+        await only.hold("llama", WEIGHTS)
+        await trio.sleep(5)
+        report = await only.models.pull("llama")
+        assert (report.fetched_bytes, report.local_bytes, report.sources) == (0, len(WEIGHTS), {})
+
+
+async def test_a_model_on_its_way_in_is_neither_removed_nor_called_local(autojump_clock: MockClock) -> None:
+    async with open_mesh() as mesh:
+        first, second = await mesh.host(), await mesh.host(write_delay_s=0.5)
+        await first.hold("llama", WEIGHTS)
+        await trio.sleep(5)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(second.models.pull, "llama")
+            await trio.sleep(3)
+            with pytest.raises(UsageError, match="llama:latest is being pulled; stop the pull first"):
+                await second.models.remove("llama")
+            (found,) = await second.models.discover("llama")
+            assert (second.id, "partial") in [(held.peer, held.state) for held in found.providers]
+            assert not found.local
+        (found,) = await second.models.discover("llama")
+        assert found.local
+
+
+async def test_a_cancelled_pull_withdraws_what_it_announced(autojump_clock: MockClock) -> None:
+    async with open_mesh() as mesh:
+        first, second = await mesh.host(), await mesh.host(write_delay_s=0.5)
+        await first.hold("llama", WEIGHTS)
+        await trio.sleep(5)
+        with trio.move_on_after(3):
+            await second.models.pull("llama")
+        await trio.sleep(5)
+        assert second.catalog.holdings() == ()
+        (found,) = await first.models.discover("llama")
+        assert [held.peer for held in found.providers] == [first.id]
+        resumed = await second.models.pull("llama")
+        assert resumed.local_bytes == 0, "what came in before is resumed, not found here"
+
+
+async def test_who_asked_once_is_told_of_no_later_pull(autojump_clock: MockClock) -> None:
+    async with open_mesh() as mesh:
+        first, second = await mesh.host(), await mesh.host()
+        await first.hold("llama", WEIGHTS)
+        await trio.sleep(5)
+        steps: list[Progress] = []
+        await second.models.pull("llama", steps.append)
+        told = len(steps)
+        assert told > 0
+        await second.models.pull("llama")
+        assert len(steps) == told
+
+
+async def test_the_first_wrong_blob_ends_a_pull_and_leaves_the_others_where_they_are(autojump_clock: MockClock) -> None:
+    async with open_mesh() as mesh:
+        # The disk of the second host takes 20 s for each chunk: whoever waits for the weights waits for long.
+        first, second = await mesh.host(), await mesh.host(write_delay_s=20)
+        await first.hold("llama", WEIGHTS, CONFIG)
+        await trio.sleep(5)
+        first.blobs.corrupt(digest_of(CONFIG), 3)
+        began_s = trio.current_time()
+        with second.bus.subscribe() as events:
+            with pytest.raises(VerificationFailed, match=digest_of(CONFIG)):
+                await second.models.pull("llama")
+            ended = [event async for event in take(events) if isinstance(event, TransferEnded)]
+        assert trio.current_time() - began_s < 100
+        assert [event.outcome for event in ended] == ["failed"]
+        assert digest_of(CONFIG) in ended[0].detail
+
+
+async def test_many_small_layers_do_not_wait_for_each_other(autojump_clock: MockClock) -> None:
+    async with open_mesh() as mesh:
+        first, second = await mesh.host(read_delay_s=1), await mesh.host()
+        await first.hold("llama", *(b"layer %d" % number for number in range(12)))
+        await trio.sleep(5)
+        report = await second.models.pull("llama")
+        assert report.verified
+        assert report.seconds < 9, "four at a time; one after another they would take 12 s"
+
+
+async def test_removing_another_model_takes_no_blob_from_a_running_pull(autojump_clock: MockClock) -> None:
+    async with open_mesh() as mesh:
+        first, second = await mesh.host(), await mesh.host(write_delay_s=0.5)
+        manifest = await first.hold("llama", WEIGHTS, CONFIG)
+        await second.hold("other", CONFIG)
+        await trio.sleep(5)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(second.models.pull, "llama")
+            await trio.sleep(3)
+            await second.models.remove("other")
+        assert (await second.shelf.complete_manifests()) == {parse_name("llama"): manifest}
+        await second.models.remove("llama")
+        assert second.blobs.whole(digest_of(CONFIG)) is None, "kept while the pull ran, and no longer"
+
+
+async def test_a_model_that_was_found_is_dated_by_its_file(autojump_clock: MockClock) -> None:
+    async with open_mesh() as mesh:
+        host = await mesh.host()
+        await trio.sleep(1000)
+        await host.hold("llama", WEIGHTS)
+        (placed,) = await host.models.models()
+        await trio.sleep(5)
+        (found,) = await host.models.discover("llama")
+        assert found.created_at == pytest.approx(placed.modified_at, abs=0.001)
+
+
+async def test_a_blob_that_goes_while_it_is_announced_is_not_announced(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_mesh() as mesh:
+        host = await mesh.host()
+        await host.hold("llama", WEIGHTS)
+
+        async def gone(digest: str) -> None:
+            raise BlobMissing(f"{digest} is not here")
+
+        # After the look at what is complete, and before its recipe is read.
+        monkeypatch.setattr(host.blobs, "recipe", gone)
+        await host.models.announce()
+        assert host.catalog.holdings() == ()
+        monkeypatch.undo()
+        await host.models.announce()
+        assert [holding.state for holding in host.catalog.holdings()] == ["complete"]
