@@ -213,7 +213,11 @@ def _parse_layer(entry: Any, which: str) -> Layer:
     size_bytes = entry.get("size")
     if type(size_bytes) is not int or not 0 <= size_bytes <= BLOB_SIZE_BYTES_MAX:
         raise RemoteProtocolError(f"the manifest's {which} has no sane size: {str(size_bytes)[:40]}")
-    digest = parse_digest(_text(entry, "digest", which))
+    spelled = _text(entry, "digest", which)
+    digest = parse_digest(spelled)
+    if spelled.lower() != spelled:
+        # Ollama looks for the blob under this very spelling; no store that keeps blobs in lower case has it there.
+        raise RemoteProtocolError(f"the manifest's {which} spells its digest in upper case: {spelled}")
     return Layer(_text(entry, "mediaType", which), digest, size_bytes, _text(entry, "name", which))
 
 

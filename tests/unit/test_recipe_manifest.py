@@ -60,8 +60,14 @@ def test_a_cloud_stub_names_nothing(layers: Any, config: Any) -> None:
 
 
 def test_an_old_digest_form_means_the_same_blob() -> None:
-    old = layer(digest=A.replace(":", "-").upper().replace("SHA256", "sha256"))
+    old = layer(digest=A.replace(":", "-"))
     assert parse_manifest(as_bytes(layers=[old], config=None)).blobs() == (BlobReference(A, 7),)
+
+
+def test_a_digest_in_upper_case_names_a_file_that_no_store_has() -> None:
+    shouting = A.upper().replace("SHA256", "sha256")
+    with pytest.raises(RemoteProtocolError, match=f"layer 0 spells its digest in upper case: {shouting}"):
+        parse_manifest(as_bytes(layers=[layer(digest=shouting)], config=None))
 
 
 def test_keys_are_read_in_any_case_as_ollama_reads_them() -> None:
