@@ -44,12 +44,15 @@ class SimNetwork:
 
     @asynccontextmanager
     async def transport(
-        self, peer_id: PeerId, door: Door, blame: BlameLedger | None = None
+        self, peer_id: PeerId, door: Door, blame: BlameLedger | None = None, *, address: str = ""
     ) -> AsyncIterator["SimTransport"]:
-        """A host on this network until the block ends; then every stream of it breaks, as when a process dies."""
+        """A host on this network until the block ends; then every stream of it breaks, as when a process dies.
+
+        `address` is the one of an earlier life, by default one that nobody had.
+        """
         self._hosts_made += 1
         number = self._hosts_made
-        address = f"/ip4/10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}/tcp/4701"
+        address = address or f"/ip4/10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}/tcp/4701"
         async with open_background() as nursery:
             host = SimTransport(self, peer_id, door, blame, address, nursery)
             self._hosts[address] = host

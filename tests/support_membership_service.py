@@ -70,7 +70,7 @@ class Mesh:
         blame, ended = BlameLedger(bus), trio.Event()
         with trio.CancelScope() as scope:
             async with (
-                self.network.transport(me.peer_id, door, blame) as transport,
+                self.network.transport(me.peer_id, door, blame, address=options.get("address", "")) as transport,
                 self.datagrams.datagrams(me, door) as datagrams,
                 trio.open_nursery() as nursery,
             ):

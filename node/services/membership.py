@@ -35,7 +35,7 @@ from protocols.membership.events import (
 from protocols.membership.membership import Membership, MembershipStatistics
 from protocols.membership.messages import MESSAGES, PROTOCOL, TABLE_SIZE_BYTES_MAX, Table
 from protocols.membership.record import MemberRecord, fitting_addresses
-from protocols.membership.table import SELF, Member
+from protocols.membership.table import Member
 from protocols.signing import Signer
 
 log = logging.getLogger("herd.membership")
@@ -81,7 +81,7 @@ class MembershipService:
         self._blame = blame
         self._free_disk_bytes = free_disk_bytes
         self._bootstrap = [parse_bootstrap(text) for text in bootstrap]
-        self._memory = MemberMemory(home, config.remembered_members_max)
+        self._memory = MemberMemory(home, config.remembered_members_max, config.forget_after_s)
         record = MemberRecord(
             peer_id,
             # Milliseconds since 1970: above every incarnation of an earlier life.
@@ -98,7 +98,7 @@ class MembershipService:
         except LocalProtocolError as error:
             raise UsageError(str(error)) from error
         self._driver = Driver(self._core, self._perform)
-        self._joiner = Joiner(config, peer_id, self._exchange, self._takes_part, lambda: not self._core.alive())
+        self._joiner = Joiner(config, peer_id, self._exchange, self._core.member)
         self._callbacks: list[AliveCallback] = []
         self._answers: dict[Hashable, object] = {}
         self._asking: dict[Hashable, None] = {}
@@ -182,10 +182,6 @@ class MembershipService:
             self._driver.feed(LocalChanged(labels=labels, free_disk_bytes=free_disk_bytes))
         except LocalProtocolError as error:
             raise UsageError(str(error)) from error
-
-    def _takes_part(self, peer: PeerId) -> bool:
-        member = self._core.member(peer)
-        return member is not None and (member.reachable or member.state == SELF)
 
     def _perform(self, effect: Effect) -> None:
         match effect:

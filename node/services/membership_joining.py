@@ -12,6 +12,7 @@ from node.services.membership_memory import RememberedMember
 from protocols.errors import RemoteProtocolError
 from protocols.ids import PeerId, public_key_of, short_peer
 from protocols.membership.config import MembershipConfig
+from protocols.membership.table import LEFT, Member
 
 log = logging.getLogger("herd.membership")
 
@@ -60,8 +61,10 @@ class _Door:
 class Joiner:
     """Knocks at doors, each in its own task of the service's nursery.
 
-    A bootstrap peer is knocked at until it answered once (or is a member by other ways), so that meshes which started
-    apart grow together; a remembered one only while this node is alone; a found one a few times.
+    A bootstrap peer is knocked at whenever it is no member, as long as this node runs: so meshes which started apart,
+    or were apart for longer than they remember each other, grow together. A remembered one is knocked at until it
+    answered once, left, or would be forgotten: not only while this node is alone, or the parts of a mesh that was
+    restarted while they could not reach each other would stay apart. A found one is knocked at a few times.
     """
 
     def __init__(
@@ -69,14 +72,12 @@ class Joiner:
         config: MembershipConfig,
         own: PeerId,
         exchange: Exchange,
-        is_member: Callable[[PeerId], bool],
-        is_alone: Callable[[], bool],
+        known: Callable[[PeerId], Member | None],
     ) -> None:
         self._config = config
         self._own = own
         self._exchange = exchange
-        self._is_member = is_member
-        self._is_alone = is_alone
+        self._known = known
         self._doors: dict[PeerId, _Door] = {}
         self._progress = trio.Event()
 
@@ -98,9 +99,7 @@ class Joiner:
         for member in remembered[:REMEMBERED_KNOCKS_MAX]:
             doors.setdefault(member.peer, _Door(member.peer, member.addresses, "remembered"))
         doors.pop(self._own, None)
-        for door in doors.values():
-            self._begin(nursery, door)
-        waited_for = list(doors.values())
+        waited_for = [self._begin(nursery, door) for door in doors.values()]
         while not self._settled(waited_for):
             await self._progress.wait()
 
@@ -115,35 +114,49 @@ class Joiner:
         elif sum(1 for door in self._doors.values() if door.kind == "found") < FOUND_KNOCKS_MAX:
             self._begin(nursery, _Door(peer, addresses, "found"))
 
-    def _begin(self, nursery: trio.Nursery, door: _Door) -> None:
-        if door.peer not in self._doors:
-            self._doors[door.peer] = door
-            nursery.start_soon(self._knock_until_done, door)
+    def _begin(self, nursery: trio.Nursery, door: _Door) -> _Door:
+        """Knock at a door; one that was found and is being knocked at already is taken over. Gives the one in use."""
+        begun = self._doors.get(door.peer)
+        if begun is not None:
+            begun.kind, begun.addresses = door.kind, tuple(dict.fromkeys((*door.addresses, *begun.addresses)))
+            return begun
+        self._doors[door.peer] = door
+        nursery.start_soon(self._knock_until_done, door)
+        return door
 
     async def _knock_until_done(self, door: _Door) -> None:
-        delay_s = self._config.join_retry_s
+        began_at_s, delay_s = trio.current_time(), self._config.join_retry_s
         try:
-            while not self._needless(door):
-                await self._knock(door)
+            while True:
+                if self._is_member(door.peer):
+                    door.open = True
+                else:
+                    await self._knock(door)
                 self._progress.set()
                 self._progress = trio.Event()
-                if door.open or (door.kind == "found" and self._hopeless(door)):
+                if self._done_with(door, began_at_s):
                     return
-                if door.refused:
+                if door.open or door.refused:
                     delay_s = self._config.join_retry_max_s
                 await trio.sleep(min(delay_s, self._config.join_retry_max_s))
                 delay_s *= 2
-            door.open = True
-            self._progress.set()
-            self._progress = trio.Event()
         finally:
             self._doors.pop(door.peer, None)
 
-    def _hopeless(self, door: _Door) -> bool:
-        return door.refused or door.attempts >= self._config.join_attempts
+    def _done_with(self, door: _Door, began_at_s: float) -> bool:
+        match door.kind:
+            case "bootstrap":
+                return False
+            case "remembered":
+                member = self._known(door.peer)
+                gone = member is not None and member.state == LEFT
+                return door.open or gone or trio.current_time() - began_at_s > self._config.forget_after_s
+            case _:
+                return door.open or door.refused or door.attempts >= self._config.join_attempts
 
-    def _needless(self, door: _Door) -> bool:
-        return self._is_member(door.peer) or (door.kind == "remembered" and door.attempts > 0 and not self._is_alone())
+    def _is_member(self, peer: PeerId) -> bool:
+        member = self._known(peer)
+        return member is not None and member.reachable
 
     async def _knock(self, door: _Door) -> None:
         door.attempts += 1
@@ -152,8 +165,8 @@ class Joiner:
         except (TransportError, RemoteProtocolError) as error:
             door.refused = isinstance(error, AdmissionError)
             problem, door.problem = door.problem, str(error)
-            # Said once a reason, not once a try.
-            if door.kind == "bootstrap" and door.problem != problem and door.attempts > 1:
+            # Said once a reason, not once a try; of one that was there, the list of members tells that it is gone.
+            if door.kind == "bootstrap" and not door.open and door.problem != problem and door.attempts > 1:
                 log.warning("bootstrap peer %s: %s", door.peer, error)
         else:
             door.open, door.refused = True, False

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import trio
 
 from protocols.errors import RemoteProtocolError
 from protocols.ids import PeerId, public_key_of
 from protocols.membership.record import ADDRESS_COUNT_MAX, ADDRESS_SIZE_BYTES_MAX
-from protocols.membership.table import Member
+from protocols.membership.table import DEAD, LEFT, Member
 
 log = logging.getLogger("herd.membership")
 
@@ -32,9 +33,12 @@ class RememberedMember:
 class MemberMemory:
     """Reads and writes the file. Nothing in it is trusted: a peer proves who it is when it is contacted."""
 
-    def __init__(self, home: Path | None, members_max: int) -> None:
+    def __init__(self, home: Path | None, members_max: int, forget_after_s: float) -> None:
         self._path = home / FILE_NAME if home is not None else None
         self._members_max = members_max
+        self._forget_after_s = forget_after_s
+        self._unseen: list[RememberedMember] = []
+        self._loaded_at_s = 0.0
         self._written: list[RememberedMember] | None = None
 
     def load(self) -> list[RememberedMember]:
@@ -49,16 +53,23 @@ class MemberMemory:
         except (OSError, ValueError, RemoteProtocolError) as error:
             log.warning("%s: cannot be used, remembered members are forgotten: %s", self._path, error)
             return []
-        return members[: self._members_max]
+        self._unseen, self._loaded_at_s = members[: self._members_max], trio.current_time()
+        return list(self._unseen)
 
     def save(self, members: Sequence[Member]) -> None:
-        """Remember those who take part, the longest known first; atomic, and nothing happens when nothing changed.
+        """Remember those who take part, the longest known first, then who went last, then whom we did not meet again.
 
-        With nobody there the file stays as it is: whom we knew is the best guess for the next start.
-        A file that cannot be written is logged, never an error.
+        The dead and those who left may be there at the next start: they went with the same power cut or the same
+        restart of all hosts, or stand behind a wire that is down. Atomic, and nothing happens when nothing changed;
+        a file that cannot be written is logged, never an error.
         """
-        taking_part = sorted((m for m in members if m.reachable), key=lambda member: (member.since, member.peer))
-        chosen = [RememberedMember(m.peer, m.record.addresses) for m in taking_part[: self._members_max]]
+        here = sorted((m for m in members if m.reachable), key=lambda member: (member.since, member.peer))
+        gone = sorted((m for m in members if m.state in (DEAD, LEFT)), key=lambda member: (-member.since, member.peer))
+        met = {member.peer for member in members}
+        expired = trio.current_time() - self._loaded_at_s > self._forget_after_s
+        self._unseen = [] if expired else [each for each in self._unseen if each.peer not in met]
+        chosen = [RememberedMember(member.peer, member.record.addresses) for member in [*here, *gone]]
+        chosen = (chosen + self._unseen)[: self._members_max]
         if self._path is None or not chosen or chosen == self._written:
             return
         document = {"version": FORMAT_VERSION, "members": [attrs.asdict(member) for member in chosen]}

@@ -14,6 +14,7 @@ from node.events import MemberChanged
 from node.ports import TransportError
 from node.services.membership import MembershipService
 from node.services.membership_memory import FILE_NAME
+from protocols.membership.config import MembershipConfig
 from protocols.membership.messages import PROTOCOL
 from tests.support_membership_service import OTHER_DOOR, Mesh, identity, mesh_of
 
@@ -137,6 +138,82 @@ async def test_restart_finds_the_mesh_by_memory_when_the_bootstrap_peer_is_gone(
         await mesh.start(5, bootstrap=bootstrap, home=tmp_path)
         assert set(mesh.sees(5)) >= {2, 3, 4}
         assert await mesh.until(mesh.complete, within_s=60)
+
+
+async def test_racks_restarted_apart_grow_together_by_memory_when_the_wire_between_them_is_back(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    homes = {number: tmp_path / str(number) for number in (1, 2, 3, 4)}
+    between = [(identity(one).peer_id, identity(other).peer_id) for one in (1, 2) for other in (3, 4)]
+    async with mesh_of(0) as mesh:
+        for number, home in homes.items():
+            home.mkdir()
+            await mesh.start(number, bootstrap=[mesh.nodes[1].multiaddr] if number > 1 else [], home=home)
+        assert await mesh.until(mesh.complete, within_s=10)
+        addresses = {number: mesh.nodes[number].transport.addresses()[0] for number in homes}
+        await trio.sleep(5)
+        for pair in between:
+            mesh.network.cut(*pair)
+            mesh.datagrams.cut(*pair)
+        # Power comes and goes: each rack is started twice without the other, with nothing but members.json.
+        for _ in range(2):
+            for number in homes:
+                await mesh.crash(number)
+            for number, home in homes.items():
+                await mesh.start(number, home=home, address=addresses[number])
+            await trio.sleep(300)
+            assert {number: mesh.sees(number) for number in homes} == {1: [2], 2: [1], 3: [4], 4: [3]}
+        for pair in between:
+            mesh.network.mend(*pair)
+            mesh.datagrams.mend(*pair)
+        assert await mesh.until(mesh.complete, within_s=40)
+
+
+async def test_who_is_gone_is_remembered_after_who_is_there(autojump_clock: MockClock, tmp_path: Path) -> None:
+    async with mesh_of(3) as mesh:
+        await mesh.start(4, bootstrap=[mesh.nodes[1].multiaddr], home=tmp_path)
+        assert await mesh.until(mesh.complete, within_s=10)
+        await mesh.nodes[2].service.leave()
+        await mesh.crash(2)
+        await mesh.crash(3)
+        assert await mesh.until(lambda: mesh.sees(4) == [1], within_s=60)
+        await trio.sleep(5)
+        rows = json.loads((tmp_path / FILE_NAME).read_text())["members"]
+        assert [row["peer"] for row in rows] == [identity(number).peer_id for number in (1, 3, 2)]
+
+
+async def test_all_leave_and_come_back_at_once_without_a_bootstrap_peer(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    homes = {number: tmp_path / str(number) for number in (1, 2, 3)}
+    async with mesh_of(0) as mesh:
+        for number, home in homes.items():
+            home.mkdir()
+            await mesh.start(number, bootstrap=[mesh.nodes[1].multiaddr] if number > 1 else [], home=home)
+        assert await mesh.until(mesh.complete, within_s=10)
+        addresses = {number: mesh.nodes[number].transport.addresses()[0] for number in homes}
+        async with trio.open_nursery() as nursery:
+            for node in mesh.nodes.values():
+                nursery.start_soon(node.service.leave)
+        for number in homes:
+            await mesh.crash(number)
+        for number, home in homes.items():
+            await mesh.start(number, home=home, address=addresses[number])
+        assert await mesh.until(mesh.complete, within_s=10)
+
+
+async def test_a_bootstrap_peer_away_for_longer_than_the_dead_are_remembered_is_found_again(
+    autojump_clock: MockClock,
+) -> None:
+    async with mesh_of(2, MembershipConfig(forget_after_s=300)) as mesh:
+        pair = identity(1).peer_id, identity(2).peer_id
+        mesh.network.cut(*pair)
+        mesh.datagrams.cut(*pair)
+        await trio.sleep(600)
+        assert (mesh.state(of=1, seen_by=2), mesh.state(of=2, seen_by=1)) == ("unknown", "unknown")
+        mesh.network.mend(*pair)
+        mesh.datagrams.mend(*pair)
+        assert await mesh.until(mesh.complete, within_s=40)
 
 
 async def test_members_json_survives_nonsense_in_it(
@@ -307,6 +384,19 @@ async def test_found_peers_are_met_once_and_junk_is_ignored(autojump_clock: Mock
         other.service.meet(other.multiaddr)
         other.service.meet(mesh.nodes[1].multiaddr)
         assert await mesh.until(mesh.complete, within_s=10)
+
+
+async def test_a_bootstrap_peer_found_by_multicast_before_the_join_does_not_hold_it_up(
+    autojump_clock: MockClock,
+) -> None:
+    async with mesh_of(2) as mesh:
+        gone = mesh.nodes[2].multiaddr
+        await mesh.crash(2)
+        other = await mesh.start(3, bootstrap=[gone], join=False)
+        other.service.meet(gone)
+        with trio.fail_after(60):
+            await other.service.join()
+        assert mesh.sees(3) == []
 
 
 async def test_restart_with_the_same_identity_is_alive_again_at_once(autojump_clock: MockClock) -> None:
