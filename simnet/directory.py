@@ -71,7 +71,8 @@ class SimDirectory:
         """Announce this node under a key, as fast as is allowed; TransportError when there is no peer."""
         async with self._announcing:
             if len(self._announced_at_s) >= ANNOUNCEMENTS_PER_WINDOW:
-                await trio.sleep_until(self._announced_at_s.popleft() + WINDOW_S)
+                await trio.sleep_until(self._announced_at_s[0] + WINDOW_S)
+                self._announced_at_s.popleft()
             self._announced_at_s.append(trio.current_time())
         await self._travel()
         if not self._known:

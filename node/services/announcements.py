@@ -7,6 +7,7 @@ from typing import Generic, TypeVar
 import trio
 
 from node.ports import TransportError
+from protocols.errors import RemoteProtocolError
 
 log = logging.getLogger("herd.discovery")
 
@@ -14,7 +15,11 @@ T = TypeVar("T")
 
 
 class Announcements(Generic[T]):
-    """`say` says one thing; TransportError when nobody heard it. One at a time, in the order in which they are due."""
+    """`say` says one thing; TransportError when nobody heard it, RemoteProtocolError when nobody may.
+
+    One at a time: first what nobody heard yet, in the order in which it is wanted, then what is due for longest. So
+    news does not wait behind the repetition of everything else.
+    """
 
     def __init__(
         self, say: Callable[[str, T], Awaitable[None]], *, interval_s: float, retry_s: float, timeout_s: float
@@ -31,7 +36,7 @@ class Announcements(Generic[T]):
         self.failed = 0
 
     def want(self, wanted: Mapping[str, T]) -> None:
-        """From now on say exactly this; what is new or says something else now is due at once."""
+        """From now on say exactly this, most important first; what is new or says something else is due at once."""
         now = trio.current_time()
         due = {
             key: self._due_at_s[key] if key in self._due_at_s and self._wanted[key] == wanted[key] else now
@@ -57,14 +62,19 @@ class Announcements(Generic[T]):
     async def run(self) -> None:
         """Say what is due, until cancelled."""
         while True:
-            key = min(self._due_at_s, key=lambda each: self._due_at_s[each], default=None)
-            due_at_s = self._due_at_s[key] if key is not None else float("inf")
-            if key is None or due_at_s > trio.current_time():
-                self._wakeup = trio.Event()
-                with trio.move_on_at(due_at_s):
-                    await self._wakeup.wait()
+            key = self._next()
+            if key is not None:
+                await self._say_one(key, self._wanted[key])
                 continue
-            await self._say_one(key, self._wanted[key])
+            self._wakeup = trio.Event()
+            with trio.move_on_at(min(self._due_at_s.values(), default=float("inf"))):
+                await self._wakeup.wait()
+
+    def _next(self) -> str | None:
+        now = trio.current_time()
+        due = [key for key in self._wanted if self._due_at_s[key] <= now]
+        unheard = (key for key in due if key not in self._heard)
+        return next(unheard, None) or min(due, key=lambda key: self._due_at_s[key], default=None)
 
     async def _say_one(self, key: str, thing: T) -> None:
         # Put off first: what is wanted anew while this is being said stands in its own right.
@@ -76,6 +86,9 @@ class Announcements(Generic[T]):
                 heard = True
             except TransportError as error:
                 log.debug("%s was not announced: %s", key, error)
+            except RemoteProtocolError as error:
+                # A record that this host's own clock forbids, say, after it was set back: it may be good later.
+                log.info("%s cannot be announced: %s", key, error)
         if not heard:
             self.failed += 1
             self._heard.pop(key, None)

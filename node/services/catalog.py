@@ -138,7 +138,10 @@ class CatalogService:
             raise HerdError(str(error)) from error
         record = self._core.of_manifest(name, digest_of(manifest))
         if record is None:
-            raise HerdError(f"the catalog has no room for {name}; raise versions_max or versions_size_bytes_max")
+            raise HerdError(
+                f"the catalog has no room for {name}: it is older than the history that was let go;"
+                " raise versions_max or versions_size_bytes_max"
+            )
         return record
 
     def keep_version(self, record: VersionRecord) -> None:

@@ -17,6 +17,7 @@ from node.ports import Directory, FoundProvider, Transport, TransportError
 from node.services.announcements import Announcements
 from node.services.catalog import CatalogService
 from node.views import ProviderView
+from protocols.catalog.clock import Clock
 from protocols.catalog.config import DiscoveryConfig
 from protocols.catalog.keys import manifest_key, name_key, pack_head, read_head
 from protocols.catalog.records import HeadRecord, VersionRecord
@@ -102,15 +103,20 @@ class DiscoveryService:
     def changed(self) -> None:
         """What this node holds, or its heads, may have changed: announce what is new."""
         heads: dict[str, HeadRecord] = {}
-        holdings: dict[str, Digest] = {}
+        dated: list[tuple[Clock, Digest]] = []
         for holding in self._catalog.holdings():
-            holdings[holding.manifest_digest] = holding.manifest_digest
-            for name in self._catalog.names_of(holding.manifest_digest):
-                head = self._catalog.head(name)
+            digest, date = holding.manifest_digest, Clock(0)
+            for name in self._catalog.names_of(digest):
+                head, version = self._catalog.head(name), self._catalog.of_manifest(name, digest)
                 if head is not None:
                     heads[name] = head.head()
-        self._heads.want(heads)
-        self._holdings.want(holdings)
+                if version is not None:
+                    date = max(date, version.clock)
+            dated.append((date, digest))
+        # Servers take few announcements at a time; what was made last is what others wait for.
+        newest_first = [digest for _, digest in sorted(dated, reverse=True)]
+        self._heads.want(dict(sorted(heads.items(), key=lambda item: item[1].clock, reverse=True)))
+        self._holdings.want({digest: digest for digest in newest_first})
 
     def peer_joined(self, peer: PeerId, addresses: Sequence[str]) -> None:
         """A member became alive: it takes part in the directory."""
@@ -133,6 +139,9 @@ class DiscoveryService:
             if head is None:
                 return []
             providers = await self._find_providers(head)
+            if head.author not in (self._peer_id, *(provider.peer for provider in providers)):
+                # Who made a version likely holds it, even where its turn to say so in the directory has not come.
+                providers.append(FoundProvider(head.author, ()))
             limit = trio.CapacityLimiter(self._config.checks_at_once_max)
             async with trio.open_nursery() as nursery:
                 for provider in providers:

@@ -14,7 +14,7 @@ import trio
 from node.errors import HerdError, NotFound, UsageError
 from node.events import EventBus, StoreChanged
 from node.facade import OnProgress, Through
-from node.ports import BlobMissing, Blobs, Models
+from node.ports import BlobMissing, Blobs, Models, StoreError
 from node.services.catalog import CatalogService
 from node.services.discovery import DiscoveryService
 from node.services.exchange import ExchangeService
@@ -70,6 +70,7 @@ class ModelService:
         self._listeners: dict[str, list[OnProgress]] = {}
         self._operations: Operations[PullReport] | None = None
         self._announcing = trio.Lock()
+        self._unstated: dict[ModelName, str] = {}
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Announce what the store holds whenever it changes, and be the home of the pulls, until cancelled."""
@@ -95,9 +96,10 @@ class ModelService:
                 held[digest] = Holding(digest, "partial")
             for name in sorted(complete):
                 manifest = complete[name]
-                if await self._publish(name, manifest, modified_at=modified_at.get(name.display())):
+                if await self._publish_found(name, manifest, modified_at.get(name.display())):
                     digest = digest_of(manifest)
                     held[digest] = Holding(digest, "complete")
+            self._unstated = {name: why for name, why in self._unstated.items() if name in complete}
             self._catalog.set_holdings([held[digest] for digest in sorted(held)])
             self._discovery.changed()
 
@@ -105,6 +107,10 @@ class ModelService:
         self, name: ModelName, manifest: bytes, *, modified_at: float | None = None, deliberate: bool = False
     ) -> bool:
         """State a local model in the catalog, which knows whether that is news; False when it went away meanwhile."""
+        digest = digest_of(manifest)
+        if any(head.manifest_digest == digest for head in self._catalog.heads(name.full())):
+            # It is stated already; the recipes, which may be large, need not be read for that.
+            return True
         try:
             entries = [
                 BlobEntry(blob.digest, blob.size_bytes, (await self._blobs.recipe(blob.digest)).id())
@@ -120,6 +126,20 @@ class ModelService:
             deliberate=deliberate,
         )
         return True
+
+    async def _publish_found(self, name: ModelName, manifest: bytes, modified_at: float | None) -> bool:
+        """As `_publish`; whether the model is held here, though the catalog may have no room for its record."""
+        try:
+            return await self._publish(name, manifest, modified_at=modified_at)
+        except StoreError as error:
+            problem, held = str(error), False
+        except HerdError as error:
+            # Others may know it by a record of theirs, and can then take it from here.
+            problem, held = str(error), True
+        if self._unstated.get(name) != problem:
+            log.warning("%s is not announced: %s", name.display(), problem)
+        self._unstated[name] = problem
+        return held
 
     async def add(self, path: Path, name: str, on_progress: OnProgress | None = None) -> ModelView:
         """Make a GGUF file a model of this store and announce it. UsageError and StoreError as the store says."""
@@ -171,12 +191,14 @@ class ModelService:
                 head = self._catalog.head(name)
                 if head is not None:
                     found.append(self._found(head, self._catalog_providers(head), "catalog"))
+        # A version whose holders are not known here (yet) is not found: somebody else may know them.
+        found = [model for model in found if model.providers]
         if through == "dht" or (through == "auto" and plain and not found):
             found = [
                 self._found(answer.version, list(answer.providers), "dht")
                 for answer in await self._discovery.lookup(parse_name(pattern))
             ]
-        return [model for model in found if model.providers or model.local]
+        return found
 
     def _catalog_providers(self, version: VersionRecord) -> list[ProviderView]:
         return [ProviderView(peer, state, False) for peer, state in self._catalog.providers(version.manifest_digest)]

@@ -297,7 +297,8 @@ class KadDirectory:
     async def _await_turn(self) -> None:
         async with self._announcing:
             if len(self._announced_at_s) >= ANNOUNCEMENTS_PER_WINDOW:
-                await trio.sleep_until(self._announced_at_s.popleft() + WINDOW_S)
+                await trio.sleep_until(self._announced_at_s[0] + WINDOW_S)
+                self._announced_at_s.popleft()
             self._announced_at_s.append(trio.current_time())
 
 

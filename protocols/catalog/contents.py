@@ -23,7 +23,7 @@ class Contents:
     """The records, and their keys for comparing with another catalog."""
 
     def __init__(self, config: CatalogConfig, own: PeerId) -> None:
-        self.versions = Versions(config.versions_max, config.versions_size_bytes_max)
+        self.versions = Versions(config.versions_max, config.versions_size_bytes_max, own)
         self.inventories = Inventories(own, config.owners_max, config.holdings_max)
         self.keys = BucketedKeys()
         self._owner_at: dict[bytes, PeerId] = {}

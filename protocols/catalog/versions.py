@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 
 from protocols.catalog.clock import Clock
 from protocols.catalog.records import PARENTS_MAX, VersionRecord
-from protocols.ids import Digest, VersionId
+from protocols.ids import Digest, PeerId, VersionId
 from protocols.names import InvalidName, ModelName
 
 
@@ -31,9 +31,13 @@ def _age(record: VersionRecord) -> tuple[Clock, VersionId]:
 
 
 class Versions:
-    """At most `count_max` records and about `size_bytes_max` of memory; superseded ones go first, oldest first."""
+    """At most `count_max` records and about `size_bytes_max` of memory; superseded ones go first, oldest first.
 
-    def __init__(self, count_max: int, size_bytes_max: int) -> None:
+    What `own` states always has room: however much others publish, a host knows its own models.
+    """
+
+    def __init__(self, count_max: int, size_bytes_max: int, own: PeerId | None = None) -> None:
+        self._own = own
         self._count_max = count_max
         self._size_bytes_max = size_bytes_max
         self._by_id: dict[VersionId, VersionRecord] = {}
@@ -85,7 +89,7 @@ class Versions:
                 break
             self._let_go(record)
             let_go.append(record.id())
-        if self._over(1.0) and newcomer.id() in self._by_id:
+        if self._over(1.0) and newcomer.id() in self._by_id and newcomer.author != self._own:
             # No history is left to let go, and what is here is somebody's head: the newcomer is refused.
             self._let_go(newcomer)
             let_go.append(newcomer.id())

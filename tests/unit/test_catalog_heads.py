@@ -198,3 +198,15 @@ def test_inventories_of_the_dead_go_first() -> None:
         dropped += [effect.key for effect in effects if isinstance(effect, Dropped)]
     assert dropped == [person(10).peer_id, person(11).peer_id], "dead, and of the lowest sequence"
     assert all(core.inventory(peer) for peer in living)
+
+
+def test_ones_own_version_has_room_however_much_others_publish() -> None:
+    world = World()
+    core = world.add(ALICE, CatalogConfig(versions_max=16))
+    flood = tuple(version(BOB, f"flood{number}:1", number) for number in range(40))
+    world.feed(ALICE.peer_id, Heard(BOB.peer_id, Records(flood, ()), WALL_MS))
+    assert core.counts().versions == 16
+    world.feed(ALICE.peer_id, publish("m:1", 99))
+    assert core.head(full("m:1")) is not None
+    world.feed(ALICE.peer_id, Heard(BOB.peer_id, Records((version(BOB, "late:1", 98),), ()), WALL_MS))
+    assert core.head(full("late:1")) is None

@@ -15,9 +15,10 @@ from node.views import ProviderView
 from protocols.catalog.config import CatalogConfig, DiscoveryConfig
 from protocols.catalog.keys import manifest_key, name_key, pack_head, read_head
 from protocols.catalog.messages import CODEC, AskHolding, AskVersion, HoldingAnswer, VersionAnswer
+from protocols.errors import RemoteProtocolError
 from protocols.names import ModelName
 from simnet.directory import SimDirectories
-from tests.support_catalog import full, manifest_digest, person, version
+from tests.support_catalog import blob, full, manifest_digest, manifest_of, person, version
 from tests.support_discovery import Host, Hosts
 from tests.support_transport import simulated_nodes
 
@@ -152,6 +153,57 @@ async def test_the_directory_does_not_say_where_a_live_member_listens(
         assert await lookup(eve) == [(manifest_digest(1), f"{ann.peer} complete")]
 
 
+async def test_a_banned_provider_is_not_asked(hosts: Hosts, autojump_clock: MockClock) -> None:
+    async with hosts.open("ann") as ann, hosts.open("bob") as bob, hosts.open("eve", ALONE) as eve:
+        for host in (ann, bob):
+            host.meet(eve)
+            host.add_model("m:1", 1)
+        eve.meet(ann, bob)
+        await trio.sleep(1)
+        eve.blame.blame(bob.peer, "chunk", "it sent wrong bytes", ban=True)
+        answered = bob.catalog.statistics().questions_answered
+        assert await lookup(eve) == [(manifest_digest(1), f"{ann.peer} complete")]
+        assert bob.catalog.statistics().questions_answered == answered
+        assert eve.discovery is not None
+        assert eve.discovery.statistics().providers_refused == 1
+
+
+async def test_a_head_whose_version_is_of_another_manifest_finds_nothing(
+    hosts: Hosts, table: SimDirectories, autojump_clock: MockClock
+) -> None:
+    """An author who signs both: a head that promises one manifest, under the id of a version with another."""
+    async with hosts.open("ann") as ann, hosts.open("eve", ALONE) as eve:
+        ann.meet(eve)
+        eve.meet(ann)
+        honest = ann.add_model("m:1", 1)
+        other = ann.add_model("n:1", 2)
+        await trio.sleep(1)
+        lie = attrs.evolve(honest.head(), version_id=other.id(), signature=b"")
+        table.values[name_key(full("m:1"))] = pack_head(
+            attrs.evolve(lie, signature=ann.identity.sign(lie.signed_form()))
+        )
+        assert await lookup(eve) == []
+        assert eve.blame.view(ann.peer).counts == {"discovery": 1}
+
+
+async def test_a_head_is_said_again_as_it_is_now(
+    hosts: Hosts, table: SimDirectories, autojump_clock: MockClock
+) -> None:
+    """A newer version came by gossip since, and the directory has forgotten it."""
+    async with hosts.open("ann") as ann, hosts.open("bob") as bob:
+        ann.meet(bob)
+        bob.meet(ann)
+        ann.add_model("m:1", 1)
+        await trio.sleep(10)
+        bob.drop_models()
+        newer = bob.catalog.publish_version(full("m:1"), manifest_of(blob(2)), [blob(2)], deliberate=True)
+        await trio.sleep(10)
+        assert ann.catalog.head(full("m:1")) == newer
+        table.values.clear()
+        await trio.sleep(1000)
+        assert read_head(table.values[name_key(full("m:1"))]).version_id == newer.id()
+
+
 @pytest.mark.parametrize(
     "value", [b"garbage", pack_head(version(person(1), "other:1", 1).head())], ids=["none", "other"]
 )
@@ -228,6 +280,56 @@ async def test_many_models_are_announced_as_fast_as_servers_take_them_heads_firs
         assert len(table.providers) == 30
 
 
+async def test_what_is_new_is_announced_before_all_that_waits_and_the_newest_first(
+    hosts: Hosts, table: SimDirectories, autojump_clock: MockClock
+) -> None:
+    async with hosts.open("ann") as ann, hosts.open("bob") as bob:
+        ann.meet(bob)
+        for number in range(60):
+            ann.add_model(f"m{number}:1", number)
+        await trio.sleep(15)
+        assert len(table.providers) == 18
+        ann.add_model("late:1", 99)
+        await trio.sleep(11)
+        assert manifest_key(manifest_digest(99)) in table.providers
+        assert {manifest_key(manifest_digest(number)) for number in range(40, 60)} <= table.providers.keys()
+        assert manifest_key(manifest_digest(5)) not in table.providers
+
+
+async def test_the_author_of_a_head_is_asked_before_its_turn_to_announce_came(
+    hosts: Hosts, table: SimDirectories, autojump_clock: MockClock
+) -> None:
+    async with hosts.open("ann") as ann, hosts.open("eve", ALONE) as eve:
+        ann.meet(eve)
+        eve.meet(ann)
+        for number in range(60):
+            ann.add_model(f"m{number}:1", number)
+        await trio.sleep(5)
+        assert manifest_key(manifest_digest(5)) not in table.providers
+        assert await lookup(eve, ModelName.parse("m5:1")) == [(manifest_digest(5), f"{ann.peer} complete")]
+
+
+async def test_a_head_that_our_clock_forbids_is_no_reason_to_end(hosts: Hosts, autojump_clock: MockClock) -> None:
+    async with hosts.open("ann") as ann, hosts.open("bob") as bob:
+        assert ann.directory is not None
+        assert ann.discovery is not None
+
+        tried_at_s: list[int] = []
+
+        async def refuse(key: bytes, value: bytes) -> None:
+            tried_at_s.append(round(trio.current_time() - began_at_s))
+            raise RemoteProtocolError("the head of m:1 is dated in the future")
+
+        ann.directory.put = refuse  # type: ignore[method-assign]  # what a directory does after our clock was set back
+        ann.meet(bob)
+        await trio.sleep(1)
+        began_at_s = trio.current_time()
+        ann.add_model("m:1", 1)
+        await trio.sleep(15)
+        assert tried_at_s == [0, 10]
+        assert ann.discovery.statistics().pending == 1, "the head alone; the provider is announced"
+
+
 async def test_a_newer_head_replaces_the_older_one(
     hosts: Hosts, table: SimDirectories, autojump_clock: MockClock
 ) -> None:
@@ -294,4 +396,47 @@ async def test_announcements_are_said_at_once_then_every_interval_failed_ones_so
         said.clear()
         await trio.sleep(1000)
         assert said == []
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_is_wanted_otherwise_while_it_is_said_stands_in_its_own_right(autojump_clock: MockClock) -> None:
+    said: list[tuple[float, str, int]] = []
+    start = trio.current_time()
+
+    async def say(key: str, thing: int) -> None:
+        said.append((round(trio.current_time() - start), key, thing))
+        await trio.sleep(2)
+
+    async with trio.open_nursery() as nursery:
+        things = announcements(say)
+        nursery.start_soon(things.run)
+        things.want({"a": 1, "b": 1})
+        await trio.sleep(1)
+        things.want({"a": 2, "b": 1})
+        await trio.sleep(4)
+        assert said == [(0, "a", 1), (2, "b", 1), (4, "a", 2)] or said == [(0, "a", 1), (2, "a", 2), (4, "b", 1)]
+        things.want({"b": 1})
+        said.clear()
+        await trio.sleep(50)
+        assert (said, things.pending()) == ([], 0), "what nobody wants any more is forgotten, even while it is said"
+        nursery.cancel_scope.cancel()
+
+
+async def test_somebody_new_is_told_only_what_nobody_heard(autojump_clock: MockClock) -> None:
+    said: list[str] = []
+
+    async def say(key: str, thing: int) -> None:
+        said.append(key)
+        if key == "unheard":
+            raise TransportError("nobody is there")
+
+    async with trio.open_nursery() as nursery:
+        things = announcements(say)
+        nursery.start_soon(things.run)
+        things.want({"heard": 1, "unheard": 2})
+        await trio.sleep(1)
+        assert said == ["heard", "unheard"]
+        things.retry_unheard()
+        await trio.sleep(1)
+        assert said == ["heard", "unheard", "unheard"]
         nursery.cancel_scope.cancel()
