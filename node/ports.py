@@ -4,7 +4,7 @@ Services import these, never the rooms that implement them; `node.app` alone bri
 Everything here is driven from one Trio thread; an `async` method may wait, a plain one never does.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
@@ -190,8 +190,11 @@ class Blobs(Protocol):
         """
         ...
 
-    def keep(self, digests: Iterable[Digest]) -> AbstractContextManager[None]:
-        """While the block lasts, removing another model leaves these blobs alone: a model to come needs them."""
+    def keep(self, sizes_bytes: Mapping[Digest, int]) -> AbstractContextManager[None]:
+        """While the block lasts, removing another model leaves these blobs alone: a model to come needs them.
+
+        StoreError at its beginning when the disk has no room for what is missing of them all.
+        """
         ...
 
 

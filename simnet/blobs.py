@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import attrs
@@ -195,9 +195,10 @@ class MemoryBlobs:
         return recipe.digest
 
     @contextmanager
-    def keep(self, digests: Iterable[Digest]) -> Iterator[None]:
-        """While the block lasts, removing a model leaves these blobs alone."""
-        kept = list(digests)
+    def keep(self, sizes_bytes: Mapping[Digest, int]) -> Iterator[None]:
+        """While the block lasts, removing a model leaves these blobs alone; StoreError when they have no room here."""
+        self._check_room(sum(size for digest, size in sizes_bytes.items() if self.held(digest) is None), None)
+        kept = list(sizes_bytes)
         self.kept.update(kept)
         try:
             yield
@@ -259,5 +260,5 @@ class MemoryBlobs:
 
     def _check_room(self, size_bytes: int, digest: Digest | None) -> None:
         if self._free_bytes is not None and size_bytes > self._free_bytes:
-            what = digest or "a chunk"
+            what = digest or f"{size_bytes} bytes"
             raise StoreError(f"no room for {what}: {size_bytes - self._free_bytes} bytes are missing; free some")

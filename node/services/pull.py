@@ -57,7 +57,7 @@ class Pull:
         self._store = blobs
         self._models = models
         # Blobs that another model brought, removed while this pull runs, are still needed here.
-        self._kept = blobs.keep([entry.digest for entry in version.blobs])
+        self._kept = blobs.keep({entry.digest: entry.size_bytes for entry in version.blobs})
         self._bus = bus
         self._listeners = listeners
         self._phase = "fetching"

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -196,8 +196,25 @@ class StoreBlobs:
         return self._used[digest] > 0
 
     @contextmanager
-    def keep(self, digests: Iterable[Digest]) -> Iterator[None]:
-        """Keep `remove` from taking these blobs while the block lasts."""
+    def keep(self, sizes_bytes: Mapping[Digest, int]) -> Iterator[None]:
+        """Keep `remove` from taking these blobs while the block lasts; StoreError when they do not fit on the disk."""
+        lacking = {digest: size for digest, size in sizes_bytes.items() if not self._here(digest, size)}
+        self._partials.require_space(lacking)
+        with self.hold(sizes_bytes):
+            yield
+
+    def _here(self, digest: Digest, size_bytes: int) -> bool:
+        """Whether a file that may be the blob is here, read or not: what it takes on the disk it has taken."""
+        file = self._census.file(digest)
+        if file is not None:
+            return file.state in (VERIFIED, UNVERIFIED) and file.key.size_bytes == size_bytes
+        with suppress(OSError):
+            return self._layout.blob(digest).stat().st_size == size_bytes
+        return False
+
+    @contextmanager
+    def hold(self, digests: Iterable[Digest]) -> Iterator[None]:
+        """`keep`, where the disk has been asked or need not be."""
         kept = list(digests)
         self._used.update(kept)
         try:
@@ -225,7 +242,7 @@ class Reception:
         self._blobs = blobs
         self._partials = partials
         self._partial = partial
-        self._use = blobs.keep([partial.recipe.digest])
+        self._use = blobs.hold([partial.recipe.digest])
         self._use.__enter__()
         self._closed = False
 
@@ -267,7 +284,7 @@ class WholeReception:
     def __init__(self, blobs: StoreBlobs, recipe: Recipe, bits: Bits) -> None:
         self.recipe = recipe
         self._bits = bits
-        self._use = blobs.keep([recipe.digest])
+        self._use = blobs.hold([recipe.digest])
         self._use.__enter__()
         self._closed = False
 

@@ -120,7 +120,7 @@ class Ingest:
         added: list[Digest] = []
         # One at a time: who takes back what failed must not take it from under another add of the same file.
         async with self._lock:
-            with self._blobs.keep([digest, model.config_digest]):
+            with self._blobs.hold([digest, model.config_digest]):
                 try:
                     await self._bring_in(source, digest, recipe, added)
                     await self._put_config(model, added)

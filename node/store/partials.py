@@ -7,7 +7,7 @@ never leaves a bit set for bytes that are not there.
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -61,13 +61,13 @@ class PartialFile:
         self._config = partials.config
         self._disk = partials.disk
         self._index = partials.index
-        self._held_bytes = held_bytes(recipe, self.bits)
+        self.held_bytes = held_bytes(recipe, self.bits)
         self._unsynced_bytes = 0
         self._synced_at = trio.current_time()
 
     def missing_bytes(self) -> int:
         """What is still to come."""
-        return self.recipe.size_bytes - self._held_bytes
+        return self.recipe.size_bytes - self.held_bytes
 
     async def write(self, index: int, data: bytes) -> None:
         """Check a chunk and write it, unless it is here already."""
@@ -85,7 +85,7 @@ class PartialFile:
         if not good:
             raise RemoteProtocolError(f"chunk {index} of {recipe.digest} does not match its BLAKE3")
         if self.bits.add(index):
-            self._held_bytes += len(data)
+            self.held_bytes += len(data)
             self._unsynced_bytes += len(data)
         if self.sync_is_due():
             # Whoever fills a batch waits for it: that is how a slow disk slows the network down.
@@ -185,6 +185,20 @@ class Partials:
             size_bytes = partial.recipe.size_bytes
             found.append(PartialView(digest, size_bytes - partial.missing_bytes(), size_bytes, True))
         return found
+
+    def require_space(self, sizes_bytes: Mapping[Digest, int]) -> None:
+        """StoreError when there is no room for what is missing of these blobs, and of those being received besides."""
+        needed = sum(max(0, size - self._held_bytes(digest)) for digest, size in sizes_bytes.items())
+        others = sum(each.missing_bytes() for digest, each in self._open.items() if digest not in sizes_bytes)
+        if needed:
+            purpose = f"receive {needed} bytes of {len(sizes_bytes)} blobs"
+            require_space(self._layout, self.config, needed + others, purpose)
+
+    def _held_bytes(self, digest: Digest) -> int:
+        if digest in self._open:
+            return self._open[digest].held_bytes
+        stored = self._stored.get(digest)
+        return held_bytes(stored.recipe, stored.bits) if stored is not None else 0
 
     async def open(self, recipe: Recipe) -> PartialFile:
         """Begin, resume or join. The caller serializes calls and owns one of `receivers` afterwards."""

@@ -72,7 +72,7 @@ class Placer:
         """Give verified blobs a name. RemoteProtocolError for a bad manifest, StoreError when a blob is not here."""
         manifest = parse_manifest(data)
         digests = [blob.digest for blob in manifest.blobs()]
-        with self._blobs.keep(digests):
+        with self._blobs.hold(digests):
             async with self._adopter.lock:
                 name = await self._disk.run(
                     "look at", self._layout.manifests, lambda: spelled_as_stored(self._layout, name)

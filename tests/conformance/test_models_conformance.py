@@ -127,7 +127,7 @@ async def test_removing_keeps_what_another_model_names(shelf: Shelf) -> None:
 async def test_removing_keeps_what_a_pull_still_needs(shelf: Shelf) -> None:
     await receive(shelf, b"shared")
     await shelf.models.place_model(TINY, manifest_of(b"shared"))
-    with shelf.blobs.keep([digest_of(b"shared")]):
+    with shelf.blobs.keep({digest_of(b"shared"): len(b"shared")}):
         await shelf.models.remove(TINY)
         assert shelf.blobs.held(digest_of(b"shared")) is not None
         await shelf.models.place_model(OTHER, manifest_of(b"shared"))

@@ -15,7 +15,7 @@ from node.blame import BlameLedger
 from node.errors import NotFound, UsageError, VerificationFailed
 from node.events import EventBus, TransferEnded
 from node.identity import Identity
-from node.ports import BlobMissing
+from node.ports import BlobMissing, StoreError
 from node.services.catalog import CatalogService
 from node.services.discovery import DiscoveryService
 from node.services.exchange import ExchangeService
@@ -83,7 +83,13 @@ class Mesh:
             await trio.sleep_forever()
 
     async def host(
-        self, *, follow: str = "all", write_delay_s: float = 0.0, read_delay_s: float = 0.0, reads_at_once: float = 8
+        self,
+        *,
+        follow: str = "all",
+        capacity_bytes: int | None = None,
+        write_delay_s: float = 0.0,
+        read_delay_s: float = 0.0,
+        reads_at_once: float = 8,
     ) -> Host:
         identity = Identity(self._rng.randbytes(32))
         me = identity.peer_id
@@ -96,6 +102,7 @@ class Mesh:
 
         blobs = MemoryBlobs(
             chunk_size_bytes=CHUNK,
+            capacity_bytes=capacity_bytes,
             write_delay_s=write_delay_s,
             read_delay_s=read_delay_s,
             reads_at_once=reads_at_once,
@@ -250,6 +257,19 @@ async def test_a_flipped_byte_at_the_only_holder_ends_clearly_and_keeps_nothing_
         assert await second.shelf.complete_manifests() == {}
         await trio.sleep(5)
         assert second.catalog.holdings() == ()
+
+
+async def test_a_model_that_does_not_fit_is_refused_before_its_first_byte(autojump_clock: MockClock) -> None:
+    async with open_mesh() as mesh:
+        first, small = await mesh.host(), await mesh.host(capacity_bytes=len(WEIGHTS) + 10)
+        await first.hold("llama", WEIGHTS, bytes(100))  # either blob alone would fit
+        await trio.sleep(5)
+        with pytest.raises(StoreError, match=r"no room .* 90 bytes are missing"):
+            await small.models.pull("llama")
+        assert first.blobs.reads == []
+        await first.hold("small", WEIGHTS)
+        await trio.sleep(5)
+        assert (await small.models.pull("small")).verified
 
 
 async def test_a_node_without_a_catalog_asks_the_directory(autojump_clock: MockClock) -> None:

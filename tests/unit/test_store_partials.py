@@ -26,6 +26,7 @@ from tests.support_store import (
     cut,
     herd_files,
     keep_mtime_and_write,
+    make_model,
     opened,
     random_bytes,
     read_all,
@@ -234,6 +235,35 @@ async def test_a_disk_without_room_says_how_much_is_missing_before_the_first_byt
         second = await store.blobs.receive(cut(other))
         await first.close()
         await second.close()
+
+
+async def test_a_model_that_does_not_fit_is_refused_before_its_first_blob(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(partials, "free_bytes", lambda _: 20_000)
+    adopted = random_bytes(8000, 3)
+    make_model(tmp_path, "adopted", [adopted])
+    sizes = {digest_of(bytes([number])): 5000 for number in range(3)}
+    with_adopted = {**sizes, digest_of(adopted): 8000}
+    async with opened(tmp_path, reserve_free_bytes=1000) as store:
+        # Every blob alone would fit; what is here unread takes no more room, and what others were promised does.
+        with store.blobs.keep(with_adopted):
+            assert all(store.blobs.in_use(digest) for digest in with_adopted)
+        assert not any(store.blobs.in_use(digest) for digest in with_adopted)
+        first = await store.blobs.receive(RECIPE)
+        missing = r"to receive 15000 bytes of 3 blobs: 6500 bytes are missing \(20000 are free"
+        with pytest.raises(StoreError, match=missing), store.blobs.keep(with_adopted):
+            raise AssertionError("there is no room for it")
+        for index in range(7):
+            await first.write(index, CHUNKS[index])
+        with store.blobs.keep(with_adopted):
+            pass
+        # What is held of a blob is not needed twice.
+        with store.blobs.keep({**sizes, RECIPE.digest: RECIPE.size_bytes}):
+            pass
+        await first.close()
+        with store.blobs.keep({**sizes, RECIPE.digest: RECIPE.size_bytes}):
+            pass
 
 
 async def test_a_disk_that_fills_up_meanwhile_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -268,7 +268,7 @@ async def test_a_blob_in_use_survives_the_removal_of_its_model(tmp_path: Path) -
     make_model(tmp_path, "one", [WEIGHTS, TEMPLATE])
     async with running(tmp_path) as store:
         await until_state(store, "one", "verified")
-        with store.blobs.keep([digest_of(TEMPLATE)]):
+        with store.blobs.keep({digest_of(TEMPLATE): len(TEMPLATE)}):
             await store.remove(name("one"))
         assert blob_file(tmp_path, TEMPLATE).exists()
         assert not blob_file(tmp_path, WEIGHTS).exists()
