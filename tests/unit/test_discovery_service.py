@@ -211,7 +211,10 @@ async def test_a_directory_that_gives_a_wrong_head_finds_nothing(
     hosts: Hosts, table: SimDirectories, autojump_clock: MockClock, value: bytes
 ) -> None:
     async with hosts.open("ann") as ann, hosts.open("eve", ALONE) as eve:
+        ann.meet(eve)
         eve.meet(ann)
+        # A model of that other name is really there: its holders must not be given for the name asked for.
+        ann.add_model("other:1", 1)
         await trio.sleep(1)
         table.values[name_key(NAME.full())] = value
         assert await lookup(eve) == []

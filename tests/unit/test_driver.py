@@ -1,5 +1,6 @@
 """node/{driver,events,blame}: a core's effects are performed in order, its timers kept; nobody waits for a listener."""
 
+import pytest
 import trio
 from trio.testing import MockClock
 
@@ -69,6 +70,25 @@ async def test_an_effect_that_feeds_the_core_waits_its_turn() -> None:
     driver.feed(Received(PEER, "first"))
     assert order == [("a", 1), ("b", 1)]
     assert [what for _, what in script.heard] == ["first", "a", "b"]
+
+
+async def test_a_bug_in_a_core_is_raised_and_does_not_stop_the_driver() -> None:
+    script = Script({"first": [Send(PEER, "a"), Send(PEER, "b")], "later": [Send(PEER, "c")]})
+    sent: list[object] = []
+
+    def perform(effect: Effect) -> None:
+        assert isinstance(effect, Send)
+        sent.append(effect.message)
+        driver.feed(Received(PEER, effect.message))
+        if effect.message == "b":
+            raise KeyError("a bug of ours")
+
+    driver = Driver(script, perform)
+    with pytest.raises(KeyError, match="a bug of ours"):
+        driver.feed(Received(PEER, "first"))
+    driver.feed(Received(PEER, "later"))
+    assert sent == ["a", "b", "c"]
+    assert [what for _, what in script.heard] == ["first", "a", "b", "later", "c"]
 
 
 async def test_a_slow_listener_loses_the_oldest_and_is_told() -> None:
