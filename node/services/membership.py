@@ -312,9 +312,10 @@ class MembershipService:
             record = self._core.members()[0].record
             free_bytes = max(0, self._free_disk_bytes())
             changed = abs(free_bytes - record.free_disk_bytes) > FREE_DISK_CHANGE_MIN * record.free_disk_bytes
-            addresses = fitting_addresses(self._transport.addresses())
+            addresses, datagram_address = fitting_addresses(self._transport.addresses()), self._datagrams.address()
             change = LocalChanged(
                 addresses=addresses if addresses != record.addresses else None,
+                datagram_address=datagram_address if datagram_address != record.datagram_address else None,
                 free_disk_bytes=free_bytes if changed else None,
             )
             if change != LocalChanged():

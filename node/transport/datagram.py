@@ -6,8 +6,9 @@ import secrets
 import socket
 import time
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import attrs
 import trio
@@ -75,7 +76,7 @@ class UdpDatagrams:
     announces may lead nowhere from here. Only an authentic datagram that is no replay shows such a way.
     """
 
-    def __init__(self, socket_: socket.socket, sealer: Sealer, announced_host: str) -> None:
+    def __init__(self, socket_: socket.socket, sealer: Sealer, announced_host: Callable[[], str]) -> None:
         self._socket = socket_
         self._sealer = sealer
         self._announced_host = announced_host
@@ -146,9 +147,9 @@ class UdpDatagrams:
             return opened
 
     def address(self) -> str:
-        """Where others reach this socket, as a multiaddr text."""
-        kind = "ip6" if ":" in self._announced_host else "ip4"
-        return f"/{kind}/{self._announced_host}/udp/{self._socket.getsockname()[1]}"
+        """Where others reach this socket now, as a multiaddr text; interfaces come and go."""
+        host = self._announced_host()
+        return f"/{'ip6' if ':' in host else 'ip4'}/{host}/udp/{self._socket.getsockname()[1]}"
 
     def payload_size_bytes_max(self) -> int:
         """How large a payload may be."""
@@ -225,7 +226,7 @@ async def open_udp_datagrams(
         first_sequence = time.time_ns() // 1000
         life = secrets.token_bytes(LIFE_SIZE_BYTES)
         sealer = Sealer(identity.seed, identity.public_key, door.datagram_key, first_sequence, life)
-        yield UdpDatagrams(udp, sealer, announced or announced_host(host))
+        yield UdpDatagrams(udp, sealer, partial(announced_host, announced or host))
     finally:
         trio.lowlevel.notify_closing(udp.fileno())
         udp.close()

@@ -5,8 +5,9 @@ and the host under the Kad-DHT are py-libp2p's; what its swarm and muxer get wro
 """
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 import trio
 from libp2p.host.basic_host import BasicHost
@@ -51,16 +52,16 @@ class Libp2pTransport:
         config: NetworkConfig,
         blame: BlameLedger,
         nursery: trio.Nursery,
-        addresses: Sequence[str],
+        addresses: Callable[[], list[str]],
     ) -> None:
         self.peer_id: PeerId = credentials.peer
         self._blame = blame
-        self._addresses = list(addresses)
+        self._addresses = addresses
         self._known: dict[PeerId, tuple[str, ...]] = {}
         self._handlers: dict[str, StreamHandler] = {}
         self._network = Network(credentials, config, blame, nursery, self._serve_inbound)
         self._host_network = HostNetwork(
-            self._network, credentials, addresses, lambda peer: self._known.get(peer, ()), nursery
+            self._network, credentials, addresses(), lambda peer: self._known.get(peer, ()), nursery
         )
         self.host: BasicHost = make_host(self._host_network)
 
@@ -94,8 +95,8 @@ class Libp2pTransport:
         await self._network.drop(peer)
 
     def addresses(self) -> list[str]:
-        """Where this node listens: multiaddr texts without `/p2p/`, never 0.0.0.0."""
-        return list(self._addresses)
+        """Where this node listens now: multiaddr texts without `/p2p/`, never 0.0.0.0; interfaces come and go."""
+        return self._addresses()
 
     def statistics(self) -> TransportStatistics:
         """What is open now, and totals since the node started."""
@@ -219,7 +220,7 @@ async def open_libp2p_transport(
         ) from error
     try:
         port = listeners[0].socket.getsockname()[1]
-        addresses = announced_addresses(config.host, port, config.advertise)
+        addresses = partial(announced_addresses, config.host, port, config.advertise)
         async with open_background() as nursery:
             transport = Libp2pTransport(make_credentials(identity, door), config, blame, nursery, addresses)
             nursery.start_soon(transport.run, listeners)

@@ -229,16 +229,17 @@ async def test_advertised_host_name_that_is_not_found_is_logged_and_left_out(
     assert "cannot be announced at nowhere.invalid" in caplog.text
 
 
-async def test_without_a_way_out_of_the_machine_an_interface_is_announced_and_not_the_loopback(
+async def test_without_a_way_out_of_the_machine_the_first_interface_there_is_now_is_announced(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def no_route(_socket: socket.socket, _address: object) -> None:
         raise OSError(errno.ENETUNREACH, "Network is unreachable")
 
-    monkeypatch.setattr(socket, "socket", type("Routeless", (socket.socket,), {"connect": no_route}))
-    monkeypatch.setattr(datagram, "interface_addresses", lambda version: {4: ["10.0.1.5"], 6: ["fd00::5"]}[version])
-    assert announced_host("0.0.0.0") == "10.0.1.5"
-    assert announced_host("::") == "fd00::5"
+    async with open_udp_datagrams(ALICE, DOOR, "0.0.0.0", 0) as alice:
+        monkeypatch.setattr(socket, "socket", type("Routeless", (socket.socket,), {"connect": no_route}))
+        monkeypatch.setattr(datagram, "interface_addresses", lambda version: {4: ["10.0.1.5"], 6: ["fd00::5"]}[version])
+        assert alice.address().startswith("/ip4/10.0.1.5/udp/")
+        assert announced_host("::") == "fd00::5"
 
 
 async def test_a_peer_is_answered_where_it_was_heard_from_though_it_announces_another_network() -> None:

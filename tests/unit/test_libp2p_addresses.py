@@ -4,8 +4,13 @@ import ipaddress
 
 import pytest
 
+from node.blame import BlameLedger
+from node.events import EventBus
+from node.transport import addresses
 from node.transport.addresses import announced_addresses, tcp_multiaddr, tcp_target
 from node.transport.config import NetworkConfig, split_peer_address
+from node.transport.libp2p import open_libp2p_transport
+from node.trust.mesh_key import MeshKeyDoor
 from tests.support_transport import identity_of
 
 ANN = identity_of("ann").peer_id
@@ -53,6 +58,15 @@ def test_a_wildcard_announces_what_stands_for_it_and_never_itself() -> None:
             assert port == 9
             assert ipaddress.ip_address(host).version == version
             assert not ipaddress.ip_address(host).is_unspecified
+
+
+async def test_a_wildcard_announces_the_interfaces_there_are_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with open_libp2p_transport(
+        identity_of("ann"), MeshKeyDoor(b"m" * 32), NetworkConfig(host="0.0.0.0", port=0), BlameLedger(EventBus())
+    ) as transport:
+        _, port = tcp_target(transport.addresses()[0])
+        monkeypatch.setattr(addresses, "interface_addresses", lambda _version: ["192.0.2.1", "192.0.2.2"])
+        assert transport.addresses() == [f"/ip4/192.0.2.1/tcp/{port}", f"/ip4/192.0.2.2/tcp/{port}"]
 
 
 def test_a_bootstrap_address_is_a_peer_and_an_address() -> None:

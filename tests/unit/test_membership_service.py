@@ -356,6 +356,22 @@ async def test_new_labels_and_shrinking_disk_space_spread(autojump_clock: MockCl
         assert {told(number) for number in mesh.nodes} == {("south", 10**9)}
 
 
+async def test_a_host_whose_network_came_up_late_announces_where_it_is_then(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with mesh_of(3) as mesh:
+        monkeypatch.setattr(mesh.nodes[1].transport, "addresses", lambda: ["/ip4/10.9.9.9/tcp/4701"])
+        monkeypatch.setattr(mesh.nodes[1].datagrams, "address", lambda: "/ip4/10.9.9.9/udp/4701")
+
+        def told(number: int) -> tuple[tuple[str, ...], str]:
+            member = mesh.nodes[number].service.member(identity(1).peer_id)
+            assert member is not None
+            return member.record.addresses, member.record.datagram_address
+
+        moved = ("/ip4/10.9.9.9/tcp/4701",), "/ip4/10.9.9.9/udp/4701"
+        assert await mesh.until(lambda: told(2) == told(3) == moved, within_s=70)
+
+
 async def test_nonsense_on_the_stream_and_in_a_datagram_is_blamed(autojump_clock: MockClock) -> None:
     async with mesh_of(2) as mesh:
         one, two = mesh.nodes[1], mesh.nodes[2]
