@@ -3,6 +3,7 @@
 import logging
 import random
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,10 @@ LEAVE_TIMEOUT_S = 1.0
 SAVE_DELAY_S = 2.0
 """Changes of the member list are written to members.json together, so long after the first of them."""
 
-STREAMS_SERVED_MAX = 16
+STREAMS_SERVED_MAX = 32
+STREAMS_SERVED_PER_PEER_MAX = 4
+"""More than a member that keeps to the protocol asks at once; one that asks and says nothing waits for itself."""
+
 STREAMS_ASKED_MAX = 32
 FREE_DISK_CHANGE_MIN = 0.01
 
@@ -104,6 +108,7 @@ class MembershipService:
         self._asking: dict[Hashable, None] = {}
         self._asked = trio.Event()
         self._serving = trio.CapacityLimiter(STREAMS_SERVED_MAX)
+        self._served: Counter[PeerId] = Counter()
         self._changed = trio.Event()
         self._running = trio.Event()
         self._nursery: trio.Nursery | None = None
@@ -284,16 +289,27 @@ class MembershipService:
 
     async def _serve(self, stream: Stream) -> None:
         """One inbound question. A malformed one is raised, so that the transport blames it on the peer."""
-        with trio.move_on_after(self._config.stream_timeout_s):
-            async with self._serving:
-                frame = await stream.receive(TABLE_SIZE_BYTES_MAX)
-                if frame is None:
-                    return
-                token = object()
-                self._driver.feed(ReceivedOverStream(stream.peer, MESSAGES.decode(frame), token))
-                answer = self._answers.pop(token, None)
-                if answer is not None:
-                    await stream.send(MESSAGES.encode(answer))
+        if self._served[stream.peer] >= STREAMS_SERVED_PER_PEER_MAX:
+            raise TransportError(f"{stream.peer} asks over {STREAMS_SERVED_PER_PEER_MAX} things at once")
+        self._served[stream.peer] += 1
+        try:
+            with trio.move_on_after(self._config.stream_timeout_s):
+                async with self._serving:
+                    await self._answer(stream)
+        finally:
+            self._served[stream.peer] -= 1
+            if not self._served[stream.peer]:
+                del self._served[stream.peer]
+
+    async def _answer(self, stream: Stream) -> None:
+        frame = await stream.receive(TABLE_SIZE_BYTES_MAX)
+        if frame is None:
+            return
+        token = object()
+        self._driver.feed(ReceivedOverStream(stream.peer, MESSAGES.decode(frame), token))
+        answer = self._answers.pop(token, None)
+        if answer is not None:
+            await stream.send(MESSAGES.encode(answer))
 
     async def _receive(self) -> None:
         while True:

@@ -385,6 +385,16 @@ async def test_nonsense_on_the_stream_and_in_a_datagram_is_blamed(autojump_clock
         assert mesh.complete()
 
 
+async def test_a_member_that_asks_and_says_nothing_keeps_nobody_else_waiting(autojump_clock: MockClock) -> None:
+    async with mesh_of(2) as mesh:
+        for _ in range(40):
+            await mesh.nodes[2].transport.open(identity(1).peer_id, PROTOCOL, timeout_s=5)
+        began = trio.current_time()
+        await mesh.start(3, bootstrap=[mesh.nodes[1].multiaddr])
+        assert trio.current_time() - began < 1
+        assert 1 in mesh.sees(3)
+
+
 async def stream_end(stream: Any) -> bool:
     """Whether a stream ends without an answer."""
     try:
