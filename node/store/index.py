@@ -105,6 +105,8 @@ class Index:
             )
 
     def _failure(self, error: Exception) -> StoreError:
+        if isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+            return StoreError(f"cannot write {self._path}: the disk is full: free some space on it and try again")
         return StoreError(
             f"the index {self._path} cannot be used: {error}; check disk space and permissions,"
             " or move the file away and herd reads the store anew"

@@ -216,7 +216,7 @@ async def test_an_index_on_a_full_disk_says_so_and_goes_on_when_there_is_room(tm
     recipe = cut(random_bytes(2_000_000))
     index = Index(tmp_path / "index.sqlite")
     await index._run(lambda connection: connection.execute("PRAGMA max_page_count = 10"))
-    with pytest.raises(StoreError, match="cannot be used: database or disk is full; check disk space"):
+    with pytest.raises(StoreError, match=r"cannot write .*index\.sqlite: the disk is full: free some space"):
         await index.record(FileKey(1, 2, 2_000_000, 3), recipe)
     assert await index.recipe(recipe.digest) is None
 
@@ -252,7 +252,7 @@ def test_the_store_is_where_ollama_would_look(setting: str, environment: dict[st
 
 
 def test_settings_outside_their_limits_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"chunk_size_bytes: 5 is not allowed: 1\.04858e\+06 to 1\.67772e\+07"):
+    with pytest.raises(ValueError, match=r"chunk_size_bytes: 5 is not allowed: 1048576 to 16777216"):
         StoreConfig(chunk_size_bytes=5)
 
 
