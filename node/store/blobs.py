@@ -156,6 +156,11 @@ class StoreBlobs:
             partial = await self._partials.open(recipe)
             return Reception(self, self._partials, partial)
 
+    async def drop_abandoned(self, digest: Digest) -> bool:
+        """Remove a partial blob that nobody receives or wants kept; whether there was one."""
+        async with self._receive_lock:
+            return not self.in_use(digest) and await self._partials.drop_closed(digest)
+
     async def finish(self, partial: PartialFile) -> None:
         """Check a complete partial blob and move it among the whole ones; once, however many ask."""
         async with partial.lock:

@@ -46,6 +46,12 @@ class StoreConfig:
     reserve_free_bytes: int = option(
         1024 * MEBIBYTE, unit="bytes", minimum=0, help="free space of the disk that is never used"
     )
+    clean_up_age_s: float = option(
+        7 * 86400.0,
+        unit="s",
+        minimum=60,
+        help="how long an unfinished download, or a file set aside as damaged, stays when nothing happens to it",
+    )
     io_threads: int = option(4, unit="threads", minimum=1, maximum=64, help="file operations at the same time")
 
     def models_directory(self, environment: Mapping[str, str]) -> Path:

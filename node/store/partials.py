@@ -18,6 +18,7 @@ from blake3 import blake3
 from node.ports import StoreError
 from node.store.config import StoreConfig
 from node.store.files import Disk, OpenFile, free_bytes, read_at, remove_file, sync_directory, write_at
+from node.store.held import chunks_here, held_bytes
 from node.store.index import Index, StoredPartial
 from node.store.ollama import Layout, digest_of_file_name
 from protocols.bits import Bits
@@ -36,13 +37,6 @@ class PartialView:
     held_bytes: int
     size_bytes: int
     receiving: bool
-
-
-def held_bytes(recipe: Recipe, bits: Bits) -> int:
-    """How many bytes the set chunks have."""
-    if bits.complete():
-        return recipe.size_bytes
-    return sum(recipe.sizes_bytes[index] for index in bits)
 
 
 class PartialFile:
@@ -188,17 +182,23 @@ class Partials:
 
     def require_space(self, sizes_bytes: Mapping[Digest, int]) -> None:
         """StoreError when there is no room for what is missing of these blobs, and of those being received besides."""
-        needed = sum(max(0, size - self._held_bytes(digest)) for digest, size in sizes_bytes.items())
+        needed = sum(max(0, size - self._taken_bytes(digest)) for digest, size in sizes_bytes.items())
         others = sum(each.missing_bytes() for digest, each in self._open.items() if digest not in sizes_bytes)
         if needed:
             purpose = f"receive {needed} bytes of {len(sizes_bytes)} blobs"
             require_space(self._layout, self.config, needed + others, purpose)
 
-    def _held_bytes(self, digest: Digest) -> int:
+    def _taken_bytes(self, digest: Digest) -> int:
+        """What a partial blob has of the disk already: what is held, and what was written and never made durable."""
         if digest in self._open:
             return self._open[digest].held_bytes
         stored = self._stored.get(digest)
-        return held_bytes(stored.recipe, stored.bits) if stored is not None else 0
+        if stored is None:
+            return 0
+        with suppress(OSError):
+            allocated = 512 * os.stat(self._layout.partial_blob(digest)).st_blocks
+            return max(allocated, held_bytes(stored.recipe, stored.bits))
+        return 0
 
     async def open(self, recipe: Recipe) -> PartialFile:
         """Begin, resume or join. The caller serializes calls and owns one of `receivers` afterwards."""
@@ -214,8 +214,7 @@ class Partials:
         stored = self._stored.get(recipe.digest)
         if stored is not None and stored.recipe != recipe:
             stored = await self._recut(path, stored, recipe)
-        held = held_bytes(recipe, stored.bits) if stored is not None else 0
-        self._admit(recipe, held)
+        self._admit(recipe)
         descriptor = await self.disk.run("create", path, lambda: _open_sparse(path, recipe.size_bytes))
         return PartialFile(path, recipe, stored.bits if stored is not None else None, OpenFile(descriptor), self)
 
@@ -224,15 +223,15 @@ class Partials:
 
         The row goes over to the new recipe before anything is written under it, so that no old bit outlives its bytes.
         """
-        bits = await self.disk.run("read", path, lambda: _chunks_here(path, stored, recipe))
+        bits = await self.disk.run("read", path, lambda: chunks_here(path, stored, recipe))
         await self.index.save_partial(recipe.digest, bits.to_bytes(), recipe)
         recut = self._stored[recipe.digest] = StoredPartial(recipe, bits)
         return recut
 
-    def _admit(self, recipe: Recipe, held: int) -> None:
+    def _admit(self, recipe: Recipe) -> None:
         """Refuse before the first byte what would fill the disk, what others were promised included."""
         promised = sum(partial.missing_bytes() for partial in self._open.values())
-        needed = recipe.size_bytes - held
+        needed = max(0, recipe.size_bytes - self._taken_bytes(recipe.digest))
         require_space(self._layout, self.config, needed + promised, f"receive {recipe.digest} ({needed} bytes)")
 
     async def let_go(self, partial: PartialFile) -> None:
@@ -273,6 +272,17 @@ class Partials:
         await self.index.drop_partial(digest)
         await self.disk.run("remove", partial.path, lambda: remove_file(partial.path))
 
+    async def drop_closed(self, digest: Digest) -> bool:
+        """Remove a partial blob that waits to be resumed; whether there was one. The caller serializes with `open`."""
+        if digest in self._open or digest not in self._stored:
+            return False
+        path = self._layout.partial_blob(digest)
+        with trio.CancelScope(shield=True):
+            await self.index.drop_partial(digest)
+            del self._stored[digest]
+            await self.disk.run("remove", path, lambda: remove_file(path))
+        return True
+
     async def forget_rot(self, partial: PartialFile) -> None:
         """StoreError when chunks do not stand on disk as they were written; the others wait for a resume.
 
@@ -280,7 +290,7 @@ class Partials:
         holds its lock.
         """
         recipe, stored = partial.recipe, StoredPartial(partial.recipe, partial.bits.copy())
-        good = await self.disk.run("read", partial.path, lambda: _chunks_here(partial.path, stored, recipe))
+        good = await self.disk.run("read", partial.path, lambda: chunks_here(partial.path, stored, recipe))
         if good.complete():
             return
         problem = (
@@ -336,39 +346,6 @@ def _open_sparse(path: Path, size_bytes: int) -> int:
         os.close(descriptor)
         raise
     return descriptor
-
-
-def _chunks_here(path: Path, stored: StoredPartial, recipe: Recipe) -> Bits:
-    """Which chunks of another recipe of the same blob stand whole in what its partial file holds, by their hashes."""
-    bits = Bits(len(recipe))
-    if stored.recipe.size_bytes != recipe.size_bytes:
-        return bits
-    spans = _held_spans(stored)
-    span = 0
-    with path.open("rb", buffering=0) as file:
-        for index, size in enumerate(recipe.sizes_bytes):
-            offset = recipe.offset_bytes(index)
-            while span < len(spans) and spans[span][1] < offset + size:
-                span += 1
-            if span == len(spans):
-                break
-            inside = spans[span][0] <= offset
-            if inside and blake3(read_at(file.fileno(), size, offset)).digest() == recipe.chunk_hash(index):
-                bits.add(index)
-    return bits
-
-
-def _held_spans(stored: StoredPartial) -> list[tuple[int, int]]:
-    """Begin and end of what is held, neighbours joined, ascending."""
-    spans: list[tuple[int, int]] = []
-    for index in stored.bits:
-        begin = stored.recipe.offset_bytes(index)
-        end = begin + stored.recipe.sizes_bytes[index]
-        if spans and spans[-1][1] == begin:
-            spans[-1] = (spans[-1][0], end)
-        else:
-            spans.append((begin, end))
-    return spans
 
 
 def reconcile(layout: Layout, stored: dict[Digest, StoredPartial]) -> list[Digest]:

@@ -16,6 +16,7 @@ from node.ports import StoreError
 from node.store.adopt import Adopter
 from node.store.blobs import StoreBlobs
 from node.store.census import VERIFIED, Census
+from node.store.cleaning import Cleaner
 from node.store.config import StoreConfig
 from node.store.files import Disk, explain, free_bytes, remove_file
 from node.store.hashing import Hasher
@@ -74,17 +75,19 @@ class Store:
         self.blobs = StoreBlobs(layout, disk, index, hasher, census, self._partials, self._adopter.verify_now)
         self._placer = Placer(layout, disk, index, hasher, census, self.blobs, self._adopter, self._bus)
         self._ingest = Ingest(layout, disk, index, hasher, census, self.blobs, self._placer, self.config)
+        self._cleaner = Cleaner(layout, disk, index, census, self.blobs, self._adopter, self.config)
         await self._adopter.scan()
 
     async def _close(self) -> None:
         await self._partials.close_all()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Watch the store, verify what was never read, and keep partial blobs durable, until cancelled."""
+        """Watch the store, verify what was never read, keep partial blobs durable and clean up, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._adopter.watch)
             nursery.start_soon(self._adopter.verify_waiting)
             nursery.start_soon(self._sync_partials)
+            nursery.start_soon(self._cleaner.watch)
             task_status.started()
 
     async def _sync_partials(self) -> None:

@@ -266,6 +266,35 @@ async def test_a_model_that_does_not_fit_is_refused_before_its_first_blob(
             pass
 
 
+async def test_what_was_written_and_never_made_durable_needs_no_room_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that filled up keeps what was written there; when as much as is missing is free again, it goes on."""
+    data = random_bytes(400_000)
+    recipe, chunks = cut(data, 100_000), chunks_of(data, 100_000)
+    async with opened(tmp_path, sync_interval_bytes=150_000) as store:
+        partial = await store.blobs.receive(recipe)
+        for index in (0, 1):
+            await partial.write(index, chunks[index])
+        await partial.write(2, chunks[2])
+
+        async def full(*_: object, **__: object) -> None:
+            raise StoreError("the disk is full")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Index, "save_partial", full)
+            with pytest.raises(StoreError, match="full"):
+                await partial.close()
+
+        monkeypatch.setattr(partials, "free_bytes", lambda _: 110_000)
+        with store.blobs.keep({recipe.digest: recipe.size_bytes}):
+            again = await store.blobs.receive(recipe)
+        assert list(again.held()) == [0, 1]
+        await write_all(again, data, 100_000)
+        await again.finish()
+        await again.close()
+
+
 async def test_a_disk_that_fills_up_meanwhile_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with opened(tmp_path) as store:
         partial = await store.blobs.receive(RECIPE)
