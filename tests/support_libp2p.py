@@ -73,10 +73,12 @@ async def stock_target(with_noise_only: bool = True) -> AsyncIterator[Target]:
 
 
 @asynccontextmanager
-async def stock_host(name: str, with_noise_only: bool = True) -> AsyncIterator[IHost]:
+async def stock_host(
+    name: str, with_noise_only: bool = True, make_noise: Callable[..., NoiseTransport] = NoiseTransport
+) -> AsyncIterator[IHost]:
     """A running py-libp2p host that dials nobody by itself."""
     key_pair = make_credentials(identity_of(name), MeshKeyDoor(MESH_KEY)).key_pair
-    security = {NOISE: NoiseTransport(key_pair, noise_privkey=create_new_key_pair().private_key)}
+    security = {NOISE: make_noise(key_pair, noise_privkey=create_new_key_pair().private_key)}
     listen = [Multiaddr("/ip4/127.0.0.1/tcp/0")]
     host = new_host(
         key_pair=key_pair,
@@ -107,6 +109,10 @@ targets = pytest.mark.parametrize(
 )
 
 
+ANSWER_S = 10.0
+"""How long a target may take to let a peer in or to answer it: one that never does fails the test, not the run."""
+
+
 async def dial_tcp(address: str) -> TcpConnection:
     """A bare connection."""
     host, port = tcp_target(address)
@@ -117,8 +123,9 @@ async def dial_noise(target: Target, identity: Identity) -> SecuredConnection:
     """An authenticated connection that is not admitted yet."""
     raw = await dial_tcp(target.address)
     try:
-        await multistream.propose(raw, NOISE_PROTOCOL_ID)
-        return await authenticate(raw, make_credentials(identity, MeshKeyDoor(MESH_KEY)), target.peer)
+        with trio.fail_after(ANSWER_S):
+            await multistream.propose(raw, NOISE_PROTOCOL_ID)
+            return await authenticate(raw, make_credentials(identity, MeshKeyDoor(MESH_KEY)), target.peer)
     except BaseException:
         await raw.close()
         raise
@@ -128,9 +135,10 @@ async def dial_admitted(target: Target, identity: Identity) -> SecuredConnection
     """An admitted connection on which yamux is agreed but does not run."""
     channel = await dial_noise(target, identity)
     try:
-        if target.door is not None:
-            await admit_as_dialer(channel, target.door, identity.peer_id)
-        await multistream.propose(channel, YAMUX)
+        with trio.fail_after(ANSWER_S):
+            if target.door is not None:
+                await admit_as_dialer(channel, target.door, identity.peer_id)
+            await multistream.propose(channel, YAMUX)
     except BaseException:
         await channel.close()
         raise
@@ -161,11 +169,12 @@ async def echoes(target: Target, identity: Identity) -> bool:
     """Whether the target serves a new peer."""
     async with dial(target, identity) as connection:
         stream = connection.open_stream()
-        await multistream.propose(stream, ECHO5)
-        await stream.write(b"hello")
         answer = b""
-        while len(answer) < 5 and (part := await stream.read(5)):
-            answer += part
+        with trio.fail_after(ANSWER_S):
+            await multistream.propose(stream, ECHO5)
+            await stream.write(b"hello")
+            while len(answer) < 5 and (part := await stream.read(5)):
+                answer += part
         stream.finish()
         return answer == b"hello"
 

@@ -1,6 +1,9 @@
 """The faults of py-libp2p 0.8.1 that take a node down, each tried on our transport and on the stock host."""
 
+import contextlib
 import math
+import statistics
+import socket
 from collections.abc import Awaitable, Callable
 
 import attrs
@@ -28,7 +31,17 @@ from tests.support_libp2p import (
     stock_target,
     targets,
 )
-from tests.support_transport import ECHO, MESH_KEY, call, identity_of, libp2p, loopback_nodes, pair, until
+from tests.support_transport import (
+    ECHO,
+    MESH_KEY,
+    call,
+    identity_of,
+    libp2p,
+    loopback_config,
+    loopback_nodes,
+    pair,
+    until,
+)
 
 MIB = 1024 * 1024
 BULK = "/herd/bulk/1"
@@ -41,7 +54,7 @@ async def test_a_protocol_id_that_is_not_utf8_ends_a_stream_not_a_node(open_targ
             for _ in range(3):
                 stream = connection.open_stream()
                 await stream.write(b"\x13/multistream/1.0.0\n\x04\xff\xfe\xfd\n")
-                with pytest.raises(TransportError), trio.fail_after(2):
+                with pytest.raises(TransportError), trio.fail_after(10):
                     await _read_to_the_end(stream)
         assert await echoes(target, identity_of("ann"))
 
@@ -53,7 +66,7 @@ async def test_a_raising_handler_ends_a_stream_not_a_node(open_target: OpenTarge
             stream = connection.open_stream()
             await multistream.propose(stream, FAIL)
             await stream.write(b"hello")
-            with pytest.raises(TransportError), trio.fail_after(2):
+            with pytest.raises(TransportError), trio.fail_after(10):
                 await stream.read()
         assert await echoes(target, identity_of("ann"))
 
@@ -85,7 +98,7 @@ async def test_four_hundred_peers_come_and_go_and_the_next_is_served(open_target
         assert await echoes(target, identity_of("first"))
         tasks = trio.lowlevel.current_statistics().tasks_living
         for number in range(400):
-            with trio.fail_after(5):
+            with trio.fail_after(15):
                 assert await echoes(target, identity_of(f"peer {number}"))
         await until(lambda: trio.lowlevel.current_statistics().tasks_living <= tasks)
 
@@ -101,7 +114,7 @@ async def test_the_second_address_is_tried_when_the_first_is_dead() -> None:
         for dead in ("/ip4/127.0.0.1/tcp/1", mute, other, "/dns/no-such-host.invalid/tcp/4701", "/ip4/127.0.0.1/udp/9"):
             await ann.transport.drop(bob.peer)
             ann.transport.learn(bob.peer, [dead, good])
-            with trio.fail_after(2):
+            with trio.fail_after(4):  # less than the patience of one dial
                 assert await call(ann, bob.peer, b"hello") == b"hello"
         # Nothing is held against a peer that could not be reached before.
         await ann.transport.drop(bob.peer)
@@ -123,12 +136,15 @@ async def test_the_second_address_is_tried_by_the_stock_host() -> None:
 
 
 async def test_twenty_dials_wait_for_nothing() -> None:
+    took_s = []
     async with pair(loopback_nodes()) as (ann, bob):
-        # The stock dial waits 250 ms each: 5 s. Ours take some milliseconds; the limit leaves room for a busy machine.
-        with trio.fail_after(4):
-            for _ in range(20):
-                assert await call(ann, bob.peer, b"hello") == b"hello"
-                await ann.transport.drop(bob.peer)
+        for _ in range(20):
+            began_at_s = trio.current_time()
+            assert await call(ann, bob.peer, b"hello") == b"hello"
+            took_s.append(trio.current_time() - began_at_s)
+            await ann.transport.drop(bob.peer)
+    # The stock dial waits 250 ms each time. Ours take some milliseconds, but for those in which the machine was busy.
+    assert statistics.median(took_s) < 0.25
 
 
 @pytest.mark.slow
@@ -139,9 +155,30 @@ async def test_a_peer_that_says_nothing_cannot_hold_a_dial() -> None:
             (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
             nursery.start_soon(trio.serve_listeners, behave, [listener])
             ann.transport.learn(silent, [f"/ip4/127.0.0.1/tcp/{listener.socket.getsockname()[1]}"])
-            with trio.fail_after(2), pytest.raises(TransportError, match=r"within 0\.5 s"):
+            with trio.fail_after(10), pytest.raises(TransportError, match=r"within 0\.5 s"):
                 await ann.transport.open(silent, ECHO, timeout_s=0.5)
         assert libp2p(ann).statistics().connections == 0
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.slow
+async def test_a_dial_gives_up_an_address_by_itself_however_patient_the_caller() -> None:
+    hasty = loopback_config(dial_timeout_s=0.3, admission_timeout_s=0.5)
+    async with loopback_nodes(hasty)("ann", MESH_KEY) as ann, trio.open_nursery() as nursery:
+        silent = identity_of("silent").peer_id
+        (mute,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, _say_nothing, [mute])
+        with contextlib.ExitStack() as crowd:
+            full = crowd.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+            # The kernel leaves those unanswered for whom the queue of the listener has no room.
+            for _ in range(4):
+                each = crowd.enter_context(socket.socket())
+                each.setblocking(False)
+                each.connect_ex(full.getsockname())
+            for listener, why in ((mute.socket, r"no admission within 0\.5 s"), (full, r"no connection within 0\.3 s")):
+                ann.transport.learn(silent, [f"/ip4/127.0.0.1/tcp/{listener.getsockname()[1]}"])
+                with trio.fail_after(5), pytest.raises(TransportError, match=why):
+                    await ann.transport.open(silent, ECHO, timeout_s=60)
         nursery.cancel_scope.cancel()
 
 
@@ -174,6 +211,7 @@ async def _bulk_both_ways(seconds: float) -> None:
         for near, far in ((ann, bob), (bob, ann)):
             for _ in range(2):
                 nursery.start_soon(_pour, await near.transport.open(far.peer, BULK, timeout_s=5))
+            _narrow(libp2p(near)._network.connections_of(far.peer)[0])
             nursery.start_soon(_ping, libp2p(near)._network.connections_of(far.peer)[0])
         await _expect_progress(received, seconds)
         assert libp2p(ann).statistics().connections == 1
@@ -185,6 +223,14 @@ async def _expect_progress(received: dict[str, int], seconds: float) -> None:
         before = dict(received)
         await trio.sleep(1)  # real time: sockets know no other
         assert {name for name in received if received[name] > before[name]} == {"ann", "bob"}
+
+
+def _narrow(connection: YamuxConnection) -> None:
+    """Little room in the kernel: a writer waits as soon as the other reader does, so waiting in a circle shows."""
+    stream = connection._secured._raw._stream
+    assert isinstance(stream, trio.SocketStream)
+    for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+        stream.setsockopt(socket.SOL_SOCKET, option, 64 * 1024)
 
 
 async def _pour(stream: Stream) -> None:

@@ -1,9 +1,11 @@
 """A thousand calls leave nothing behind, whichever way they end; an idle node does next to nothing."""
 
+import contextlib
 import logging
 
 import pytest
 import trio
+from libp2p.abc import INetStream
 from trio.lowlevel import current_statistics
 
 from node.ports import Stream, TransportError
@@ -70,13 +72,45 @@ async def test_thousand_calls_leave_no_stream_and_no_task(caplog: pytest.LogCapt
             for number in range(first, 1000, 10):
                 await ask_oddly(near, far, number)
 
-        async with trio.open_nursery() as nursery:
-            for first in range(10):
-                near, far = (ann, bob) if first % 2 else (bob, ann)
-                nursery.start_soon(ask, near, far, first)
+        # A call that waits for a stream that nobody ended would take its five seconds, a hundred times over.
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                for first in range(10):
+                    near, far = (ann, bob) if first % 2 else (bob, ann)
+                    nursery.start_soon(ask, near, far, first)
         await until(lambda: libp2p(ann).statistics().streams == libp2p(bob).statistics().streams == 0)
         await until(lambda: current_statistics().tasks_living <= tasks)
         assert libp2p(ann).statistics().connections == 1
+        assert await call(ann, bob.peer, b"still well") == b"still well"
+
+
+async def test_handlers_of_the_library_leave_no_stream_either(caplog: pytest.LogCaptureFixture) -> None:
+    """Whether they close what they were given, forget it or raise; the peer keeps its own end open."""
+
+    async def close(stream: INetStream) -> None:
+        await stream.read(1)
+        await stream.close()
+
+    async def forget(stream: INetStream) -> None:
+        await stream.read(1)
+
+    async def fail(stream: INetStream) -> None:
+        await stream.read(1)
+        raise ValueError("a bug of the library")
+
+    caplog.set_level(logging.INFO)
+    async with pair(loopback_nodes()) as (ann, bob):
+        for name, handler in (("close", close), ("forget", forget), ("fail", fail)):
+            libp2p(bob).host.set_stream_handler(f"/library/{name}/1", handler)
+            with trio.fail_after(15):
+                stream = await ann.transport.open(bob.peer, f"/library/{name}/1", timeout_s=5)
+                await stream.send(b"go")
+                with contextlib.suppress(TransportError):
+                    assert await stream.receive(10) is None
+                await stream.finish()
+                await until(lambda: libp2p(ann).statistics().streams == libp2p(bob).statistics().streams == 0)
+        assert "a stream of" in caplog.text
+        assert "ValueError: a bug of the library" in caplog.text
         assert await call(ann, bob.peer, b"still well") == b"still well"
 
 
@@ -101,7 +135,7 @@ async def test_a_closed_node_leaves_no_task_and_no_port() -> None:
 async def test_a_port_in_use_is_named_with_the_remedy() -> None:
     async with loopback_nodes()("ann", MESH_KEY) as ann:
         port = int(ann.transport.addresses()[0].rsplit("/", 1)[1])
-        with pytest.raises(Exception, match=f"cannot listen on 127.0.0.1 port {port}: .* choose another with --host"):
+        with pytest.raises(UsageError, match=f"cannot listen on 127.0.0.1 port {port}: .* choose another with --host"):
             async with loopback_nodes(loopback_config(port=port))("bob", MESH_KEY):
                 pass
 
@@ -122,6 +156,15 @@ class CountSteps(trio.abc.Instrument):
         self.steps += 1
 
 
+async def steps_in(seconds: float) -> int:
+    """How often the tasks of this run loop ran in so many seconds."""
+    counter = CountSteps()
+    trio.lowlevel.add_instrument(counter)
+    await trio.sleep(seconds)  # real time: sockets know no other
+    trio.lowlevel.remove_instrument(counter)
+    return counter.steps
+
+
 @pytest.mark.slow
 async def test_an_idle_node_with_ten_connections_sleeps() -> None:
     async with loopback_nodes()("hub", MESH_KEY) as hub, trio.open_nursery() as nursery:
@@ -139,13 +182,12 @@ async def test_an_idle_node_with_ten_connections_sleeps() -> None:
         for number in range(10):
             nursery.start_soon(join, f"spoke {number}")
         await until(lambda: ready == 10)
-        await trio.sleep(0.3)  # real time: sockets know no other
-        counter = CountSteps()
-        trio.lowlevel.add_instrument(counter)
-        await trio.sleep(2)  # real time: sockets know no other
-        trio.lowlevel.remove_instrument(counter)
+        # On a busy machine the last handshakes may still echo in the first seconds; a poller never ends.
+        steps = [await steps_in(2)]
+        while steps[-1] >= 20 and len(steps) < 4:
+            steps.append(await steps_in(2))
         # The test itself wakes once; a poller of 10 ms on one connection alone would be 200.
-        assert counter.steps < 20
+        assert steps[-1] < 20
         assert libp2p(hub).statistics().connections == 10
         nursery.cancel_scope.cancel()
 

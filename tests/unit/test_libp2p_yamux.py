@@ -20,6 +20,9 @@ DATA, WINDOW_UPDATE, PING, GO_AWAY = range(4)
 SYN, ACK, FIN, RST = 1, 2, 4, 8
 ANN, BOB = identity_of("ann").peer_id, identity_of("bob").peer_id
 
+STORY_S = 10_000.0
+"""No story takes longer on its virtual clock: what waits for ever is a failure at once, not a hang."""
+
 
 def frame(kind: int, flags: int, stream_id: int, value: int, body: bytes = b"") -> bytes:
     return struct.pack(">BBHII", 0, kind, flags, stream_id, value) + body
@@ -59,10 +62,11 @@ async def listening(limits: YamuxLimits | None = None) -> AsyncIterator[World]:
         opened.append,
         lambda peer, detail: violations.append(detail),
     )
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(connection.run)
-        yield World(connection, PipeEnd(far_stream, ANN, dialed_here=True), opened, violations)
-        connection.fail("the test is over")
+    with trio.fail_after(STORY_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(connection.run)
+            yield World(connection, PipeEnd(far_stream, ANN, dialed_here=True), opened, violations)
+            connection.fail("the test is over")
 
 
 @asynccontextmanager
@@ -73,12 +77,13 @@ async def both_ends(limits: YamuxLimits | None = None) -> AsyncIterator[tuple[Ya
     used = limits or YamuxLimits()
     near = YamuxConnection(PipeEnd(near_stream, BOB, dialed_here=True), used, opened.append, _no_violation)
     far = YamuxConnection(PipeEnd(far_stream, ANN, dialed_here=False), used, opened.append, _no_violation)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(near.run)
-        nursery.start_soon(far.run)
-        yield near, opened
-        near.fail("the test is over")
-        far.fail("the test is over")
+    with trio.fail_after(STORY_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(near.run)
+            nursery.start_soon(far.run)
+            yield near, opened
+            near.fail("the test is over")
+            far.fail("the test is over")
 
 
 def _no_violation(peer: str, detail: str) -> None:
