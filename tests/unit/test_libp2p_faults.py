@@ -2,8 +2,8 @@
 
 import contextlib
 import math
-import statistics
 import socket
+import statistics
 from collections.abc import Awaitable, Callable
 
 import attrs

@@ -4,6 +4,8 @@ import contextlib
 import errno
 import logging
 import resource
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 import pytest
 import trio
@@ -16,8 +18,10 @@ from node.cli.up import raise_open_files_limit
 from node.events import EventBus
 from node.ports import Stream, TransportError
 from node.transport import host as host_module
+from node.transport import libp2p as libp2p_module
 from node.transport import multistream
 from node.transport import network as network_module
+from node.transport import streams as streams_module
 from node.transport.config import NetworkConfig
 from node.transport.network import CONNECTIONS_PER_PEER_MAX, Network
 from node.transport.upgrade import make_credentials
@@ -29,6 +33,11 @@ from tests.support_transport import MESH_KEY, identity_of, libp2p, loopback_conf
 
 MALLORY = identity_of("mallory")
 WAIT = "/herd/wait/1"
+
+
+async def use_until_broken(use: Callable[[], Awaitable[object]]) -> None:
+    while True:
+        await use()
 
 
 async def ignore_stream(connection: YamuxConnection, stream: YamuxStream) -> None:
@@ -82,6 +91,26 @@ async def test_a_member_that_resets_what_it_opens_piles_up_no_handlers() -> None
                 stream = one.open_stream()
                 await multistream.propose(stream, WAIT)
         assert libp2p(node)._network._streams_served.total() <= 1
+
+
+async def test_a_stream_that_says_nothing_or_never_ends_is_reset_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def answer(stream: Stream) -> None:
+        await stream.send(b"that is all")
+
+    monkeypatch.setattr(libp2p_module, "NEGOTIATION_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(streams_module, "LINGER_S", 0.2)
+    async with herd_target() as target:
+        assert target.node is not None
+        target.node.transport.serve("/herd/answer/1", answer)
+        async with dial(target, MALLORY) as connection:
+            mute, endless = connection.open_stream(), connection.open_stream()
+            await multistream.propose(endless, "/herd/answer/1")
+            with trio.fail_after(5):
+                with pytest.raises(TransportError, match="reset the stream"):
+                    await use_until_broken(mute.read)
+                with pytest.raises(TransportError, match="reset the stream"):
+                    await use_until_broken(partial(endless.write, bytes(1000)))
+        assert libp2p(target.node).statistics().streams == 0
 
 
 async def test_a_defect_in_one_handshake_is_not_the_end_of_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
