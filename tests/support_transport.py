@@ -104,7 +104,7 @@ def libp2p(node: Node) -> Libp2pTransport:
     return node.transport
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
+async def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
     """Wait until something that happens elsewhere has happened."""
     with trio.fail_after(timeout_s):
         while not condition():  # noqa: ASYNC110 - what is waited for lies in other rooms, which owe tests no event

@@ -163,8 +163,9 @@ async def test_idle_streams_do_not_hold_the_server_for_ever(monkeypatch: pytest.
         assert found.peer == other.peer_id
 
 
+@pytest.mark.slow
 async def test_a_dead_peer_slows_one_question_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kad_client, "OPEN_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(kad_client, "OPEN_TIMEOUT_S", 1.5)
     async with directories(3) as [(first, _), (_, directory), (_, asking)]:
         await directory.provide(KEY)
         ghost = person(99).peer_id
@@ -179,7 +180,7 @@ async def test_a_dead_peer_slows_one_question_only(monkeypatch: pytest.MonkeyPat
             assert len(await asking.providers(KEY)) == 1
             began = time.perf_counter()
             assert len(await asking.providers(KEY)) == 1
-            assert time.perf_counter() - began < 0.4
+            assert time.perf_counter() - began < 1.2
 
 
 async def test_a_stock_client_of_the_library_reads_what_we_store() -> None:

@@ -412,7 +412,7 @@ async def test_an_open_ends_at_its_deadline(kind: str, clock: MockClock | None, 
         began_at_s = trio.current_time()
         with pytest.raises(TransportError, match=silent):
             await ann.transport.open(silent, ECHO, timeout_s=0.3)
-        assert trio.current_time() - began_at_s < 1
+        assert trio.current_time() - began_at_s < 3
         nursery.cancel_scope.cancel()
 
 

@@ -40,6 +40,7 @@ class World:
         self.picker = Picker(self.sizes, Bits(chunk_count, held), 0, self.paces, self.config, self.rng)
         self.now = 0.0
         self.stored = set(held)
+        self.checking: set[int] = set()  # arrived, and neither stored nor thrown away
         self.lost: set[PeerId] = set()
         self.timer_at: float | None = None
         self.has = {peer: set(chunks) for peer, chunks in holders.items()}
@@ -86,15 +87,17 @@ class World:
 
     def everything_is_asked(self) -> bool:
         wanted = {i for p, queue in self.queue.items() for i in queue if i not in self.withdrawn[p]}
-        return set(range(self.count)) == self.stored | wanted
+        return set(range(self.count)) == self.stored | wanted | self.checking
 
     def deliver(self, peer: PeerId, *, wrong: bool = False) -> None:
         index = self.queue[peer].pop(0)
         self.withdrawn[peer].discard(index)
         self.paces.came(peer, CHUNK, self.now)
+        self.checking.add(index)
         self.feed(ChunkArrived(peer, index))
         if wrong:
             self.lose(peer)
+        self.checking.discard(index)
         if wrong or index in self.stored:
             self.paces.ended(peer, CHUNK, came=True)
             self.feed(ChunkDropped(peer, index))

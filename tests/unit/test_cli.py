@@ -44,7 +44,7 @@ def environment(home: Path, **more: str) -> dict[str, str]:
 
 async def herd(home: Path, *arguments: str, program: str = "node.cli", **more: str) -> Ran:
     """Run one command in a process of its own."""
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         ended = await trio.run_process(
             [sys.executable, "-m", program, *arguments],
             capture_stdout=True,
@@ -99,6 +99,19 @@ async def test_what_every_command_prints_for_people_and_for_programs(tmp_path: P
         assert through.document()["models"][0]["source"] == "dht"
 
 
+async def test_a_row_is_a_line_for_a_program_and_no_encoding_ends_a_command(tmp_path: Path) -> None:
+    name = f"registry.example.com/{'n' * 60}/{'m' * 60}:latest"
+    async with running(tmp_path) as node:
+        node.remote[name] = 3_000_000
+        await node.pull(name)
+        listed = await herd(tmp_path, "ls")
+        assert [line.split()[0] for line in listed.out.splitlines()] == ["NAME", name]
+        assert not any(line.endswith(" ") for line in listed.out.splitlines())
+        members = await herd(tmp_path, "peers", PYTHONIOENCODING="latin-1")
+        assert (members.code, members.err) == (0, "")
+        assert members.out.splitlines()[1].startswith("\\u2026")
+
+
 async def test_pull_prints_plain_lines_where_nobody_looks_and_documents_with_json(tmp_path: Path) -> None:
     async with running(tmp_path) as node:
         node.step_s = 0.15
@@ -136,7 +149,7 @@ async def test_ctrl_c_cancels_the_pull_and_says_how_to_resume(tmp_path: Path) ->
                 await process.stderr.aclose()
                 return Ran(await process.wait(), out.decode(), err.decode())
 
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 ended = await interrupted()
                 await node.pull_cancelled.wait()
             nursery.cancel_scope.cancel()
@@ -153,7 +166,7 @@ async def test_ctrl_c_cancels_the_pull_and_says_how_to_resume(tmp_path: Path) ->
         (("pull", "ghost"), 3, "ghost:latest: nobody in the mesh holds it"),
         (("rm", "ghost"), 3, "ghost:latest: no such model in this store; `herd pull ghost:latest` fetches it"),
         (("find", "gh*"), 3, "nothing in the mesh matches 'gh*'"),
-        (("add", "/nowhere/x.gguf"), 2, "/nowhere/x.gguf: no such file"),
+        (("add", "/nowhere/x.gguf"), 3, "/nowhere/x.gguf: no such file"),
         (("add", "/dev/null", "--name", "a b"), 2, "invalid model name 'registry.ollama.ai/library/a b:latest': model"),
         (("pull",), 2, "Missing argument 'NAME'; see `herd pull --help`"),
         (("pul",), 2, "no such command 'pul', did you mean pull?; see `herd --help`"),
@@ -295,7 +308,7 @@ async def up(home: Path, *arguments: str, **more: str) -> AsyncIterator[trio.Pro
     assert process.stderr is not None
     async with process.stdout, process.stderr:
         try:
-            with trio.fail_after(20):
+            with trio.fail_after(60):
                 yield process
         finally:
             process.kill()
@@ -391,7 +404,7 @@ async def test_watch_follows_events_across_a_restart_of_the_node(tmp_path: Path)
             seen = trio.Event()
 
     async def wait_for(kind: str, count: int) -> None:
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while [event["event"] for event in told].count(kind) < count:
                 await seen.wait()
 
