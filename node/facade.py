@@ -25,7 +25,10 @@ class HerdNode(Protocol):
         ...
 
     async def add(self, path: Path, name: str, *, on_progress: OnProgress | None = None) -> ModelView:
-        """Make a `.gguf` file a model of this store under `name` and announce it. UsageError when it is none."""
+        """Make a `.gguf` file a model of this store under `name` and announce it.
+
+        NotFound when there is no such file, UsageError when it is none.
+        """
         ...
 
     async def list(self) -> Sequence[ModelView]:

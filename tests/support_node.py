@@ -73,7 +73,7 @@ class FakeNode:
     async def add(self, path: Path, name: str, *, on_progress: OnProgress | None = None) -> ModelView:
         self._fail()
         if not await trio.Path(path).is_file():
-            raise UsageError(f"{path}: no such file")
+            raise NotFound(f"{path}: no such file")
         data = await trio.Path(path).read_bytes()
         if not data.startswith(b"GGUF"):
             raise UsageError(f"{path}: not a GGUF file")

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SHORT_ID_LENGTH = 12
+WIDTH_MAX = 100_000
+"""Wider than any row: what a program reads is one row a line."""
 
 
 def size_text(size_bytes: float) -> str:
@@ -106,8 +108,17 @@ def console(*, stderr: bool = False) -> "Console":
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = ()) -> None:
-    """A table on standard output. The first column folds rather than lose characters; those in `right` are numbers."""
-    console().print(table_of(columns, rows, right=right))
+    """A table on standard output: within a terminal's width cells fold rather than lose characters, in a pipe none do.
+
+    The columns in `right` are numbers.
+    """
+    made, screen = table_of(columns, rows, right=right), console()
+    if not stdout_is_terminal():
+        screen.width = max(screen.width, screen.measure(made, options=screen.options.update(width=WIDTH_MAX)).maximum)
+    with screen.capture() as captured:
+        screen.print(made)
+    for text in captured.get().splitlines():
+        click.echo(text.rstrip())
 
 
 def table_of(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = ()) -> "Table":

@@ -1,5 +1,6 @@
 """The commands of `herd`, and the one place where a failure becomes a line on standard error and an exit code."""
 
+import io
 import os
 import sys
 import traceback
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from node.cli.client import NodeClient
 
 INTERRUPTED = 130
+HOLDERS_SHOWN = 8
+"""Of a thousand holders of a model, `--json` lists all."""
 
 
 @click.group(cls=HerdGroup, epilog=EXIT_CODES)
@@ -193,8 +196,10 @@ def find(home: Path | None, models: str | None, as_json: bool, pattern: str, thr
     for one in as_views(told, "models", FoundModel):
         holders = ", ".join(
             short_peer_text(holder.peer) + ("" if holder.state == "complete" else f" ({holder.state})")
-            for holder in one.providers
+            for holder in one.providers[:HOLDERS_SHOWN]
         )
+        if len(one.providers) > HOLDERS_SHOWN:
+            holders += f" and {len(one.providers) - HOLDERS_SHOWN} more"
         here = "yes" if one.local else ""
         rows.append((one.name, short_id(one.digest), size_text(one.size_bytes), here, one.source, holders))
     table(("NAME", "ID", "SIZE", "HERE", "SOURCE", "HELD BY"), rows, right=("SIZE",))
@@ -266,6 +271,10 @@ def remove(home: Path | None, models: str | None, as_json: bool, name: str) -> N
 
 def main() -> NoReturn:
     """Run the command line given to this process, and exit."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # What a terminal's encoding does not have is escaped: no name of a model or peer may end a command.
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:]))
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import attrs
 import trio
 
-from node.errors import UsageError
+from node.errors import NotFound, UsageError
 from node.ports import StoreError
 from node.store.blobs import StoreBlobs
 from node.store.census import VERIFIED, BlobFile, Census
@@ -191,6 +191,8 @@ def _open_source(path: Path) -> Source:
     try:
         # Without O_NONBLOCK, opening a FIFO would wait for ever.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError as error:
+        raise NotFound(f"{path}: no such file on the node's host") from error
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     try:

@@ -10,7 +10,7 @@ from pathlib import Path
 import attrs
 import trio
 
-from node.errors import NotFound
+from node.errors import NotFound, UsageError
 from node.events import EventBus
 from node.ports import StoreError
 from node.store.adopt import Adopter
@@ -246,7 +246,7 @@ def _take_lock(path: Path) -> int:
     except BlockingIOError as error:
         owner = os.read(descriptor, 32).decode("ascii", "replace").strip() or "unknown"
         os.close(descriptor)
-        raise StoreError(
+        raise UsageError(
             f"another herd node (process {owner}) uses the store {path.parent.parent}:"
             " stop it, or give this node a store of its own (--models DIR)"
         ) from error

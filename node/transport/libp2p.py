@@ -14,7 +14,7 @@ from libp2p.host.basic_host import BasicHost
 
 from node.background import open_background
 from node.blame import BlameLedger
-from node.errors import HerdError
+from node.errors import UsageError
 from node.identity import Identity
 from node.ports import Door, Stream, StreamHandler, TransportError
 from node.transport import multistream
@@ -209,13 +209,13 @@ async def open_libp2p_transport(
 ) -> AsyncIterator[Libp2pTransport]:
     """Listen on `config.host` and `config.port` and serve until the block ends; then everything is closed.
 
-    HerdError naming address and remedy when the port cannot be listened on.
+    UsageError naming address and remedy when the port cannot be listened on.
     """
     try:
         listeners = await trio.open_tcp_listeners(config.port, host=config.host)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise HerdError(
+        raise UsageError(
             f"cannot listen on {config.host} port {config.port}: {reason}; choose another with --host and --port"
         ) from error
     try:

@@ -8,6 +8,7 @@ import trio
 from libp2p.abc import INetStream
 from trio.lowlevel import current_statistics
 
+from node.errors import UsageError
 from node.ports import Stream, TransportError
 from protocols.errors import RemoteProtocolError
 from tests.support_transport import (

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from node.errors import UsageError
 from node.ports import StoreError
 from node.store.config import StoreConfig
 from node.store.files import Disk, FileKey, OpenFile, explain
@@ -40,7 +41,7 @@ async def test_where_there_is_no_store_one_of_ollamas_layout_is_made(tmp_path: P
 
 async def test_a_second_node_on_the_same_store_is_refused(tmp_path: Path) -> None:
     async with opened(tmp_path):
-        with pytest.raises(StoreError, match=rf"process {os.getpid()}\) uses the store {tmp_path}: stop it"):
+        with pytest.raises(UsageError, match=rf"process {os.getpid()}\) uses the store {tmp_path}: stop it"):
             async with opened(tmp_path):
                 pass
     async with opened(tmp_path) as store:
