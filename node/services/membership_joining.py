@@ -168,6 +168,8 @@ class Joiner:
             # Said once a reason, not once a try; of one that was there, the list of members tells that it is gone.
             if door.kind == "bootstrap" and not door.open and door.problem != problem and door.attempts > 1:
                 log.warning("bootstrap peer %s: %s", door.peer, error)
+            elif door.kind == "found" and door.refused:
+                log.info("found peer %s does not admit this node: %s", door.peer, error)
         else:
             door.open, door.refused = True, False
             log.info("joined through %s peer %s", door.kind, door.peer)

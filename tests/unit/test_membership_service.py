@@ -1,6 +1,7 @@
 """The membership service over simulated streams and datagrams, under virtual time."""
 
 import json
+import logging
 import random
 from pathlib import Path
 from typing import Any
@@ -410,6 +411,18 @@ async def test_found_peers_are_met_once_and_junk_is_ignored(autojump_clock: Mock
         other.service.meet(other.multiaddr)
         other.service.meet(mesh.nodes[1].multiaddr)
         assert await mesh.until(mesh.complete, within_s=10)
+
+
+async def test_a_found_peer_of_another_mesh_is_told_once_with_the_reason(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "herd.membership")
+    async with mesh_of(2) as mesh:
+        stranger = await mesh.start(9, door=OTHER_DOOR)
+        stranger.service.meet(mesh.nodes[1].multiaddr)
+        await trio.sleep(60)
+        assert caplog.text.count(f"found peer {identity(1).peer_id} does not admit this node") == 1
+        assert "mesh keys differ" in caplog.text
 
 
 async def test_a_bootstrap_peer_found_by_multicast_before_the_join_does_not_hold_it_up(
