@@ -147,8 +147,9 @@ async def test_a_malformed_answer_is_an_answer_less(answer: bytes) -> None:
         assert len(await asking.providers(KEY)) == 1, "the others still answer"
 
 
+@pytest.mark.slow
 async def test_idle_streams_do_not_hold_the_server_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dht, "SERVE_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(dht, "SERVE_TIMEOUT_S", 2.0)
     async with directories(3) as [(first, _), (other, directory), (_, asking)]:
         await directory.provide(KEY)
         host = kad_client.DhtHost(other.host)
@@ -157,7 +158,7 @@ async def test_idle_streams_do_not_hold_the_server_for_ever(monkeypatch: pytest.
         question = directory._question(Message.MessageType.GET_PROVIDERS, KEY)
         with pytest.raises(TransportError):
             await kad_client.ask(host, ID.from_base58(first.peer_id), question)
-        await trio.sleep(0.5)  # real time: the server's own deadline
+        await trio.sleep(2.2)  # real time: the server's own deadline
         assert (await kad_client.ask(host, ID.from_base58(first.peer_id), question)).providerPeers
         (found,) = await asking.providers(KEY)
         assert found.peer == other.peer_id

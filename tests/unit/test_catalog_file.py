@@ -51,7 +51,9 @@ def test_a_damaged_file_is_set_aside(tmp_path: Path, damage: str) -> None:
     file.write({b"k" * 32: version(ALICE, "m:1", 1)})
     file.close()
     assert path.with_name("catalog.sqlite.damaged").exists()
-    assert len(CatalogFile(path).load().versions) == 1
+    again = CatalogFile(path)
+    assert len(again.load().versions) == 1
+    again.close()
 
 
 def test_a_file_of_a_newer_release_is_left_alone(tmp_path: Path) -> None:
