@@ -73,10 +73,15 @@ def herd_environment(**settings: str | Path) -> dict[str, str]:
 
 
 async def run_herd(
-    *arguments: str | Path, home: Path, models: Path, timeout_s: float = COMMAND_TIMEOUT_S, cwd: Path | None = None
+    *arguments: str | Path,
+    home: Path,
+    models: Path,
+    timeout_s: float = COMMAND_TIMEOUT_S,
+    cwd: Path | None = None,
+    inside: Sequence[str] = (),
 ) -> Finished:
     """Run one herd command for the node of `home` to its end. HerdProcessFailed when it takes over `timeout_s`."""
-    command = herd_command(*arguments)
+    command = [*inside, *herd_command(*arguments)]
     shown = shlex.join(["herd", *map(str, arguments)])
     with trio.move_on_after(timeout_s):
         result = await trio.run_process(
@@ -164,13 +169,17 @@ class Following:
 
 @attrs.define
 class HerdProcess:
-    """A running `herd up`. `multiaddr` is where others bootstrap from; the log is a file beside its home."""
+    """A running `herd up`. `multiaddr` is where others bootstrap from; the log is a file beside its home.
+
+    `inside` is the command that runs others where the node runs, such as `ip netns exec NAME`.
+    """
 
     home: Path
     models: Path
     log: Path
     multiaddr: str
     process: trio.Process
+    inside: Sequence[str] = ()
 
     @property
     def peer(self) -> str:
@@ -181,7 +190,9 @@ class HerdProcess:
         self, *arguments: str | Path, timeout_s: float = COMMAND_TIMEOUT_S, cwd: Path | None = None
     ) -> Finished:
         """Run `herd ARGUMENTS` for this node to its end."""
-        return await run_herd(*arguments, home=self.home, models=self.models, timeout_s=timeout_s, cwd=cwd)
+        return await run_herd(
+            *arguments, home=self.home, models=self.models, timeout_s=timeout_s, cwd=cwd, inside=self.inside
+        )
 
     @asynccontextmanager
     async def following(self, *arguments: str | Path) -> AsyncIterator[Following]:
@@ -190,7 +201,7 @@ class HerdProcess:
         errors = self.log.with_name(f"{self.log.stem}-{arguments[0]}.log")
         with errors.open("wb") as stderr:
             process = await trio.lowlevel.open_process(
-                herd_command(*arguments),
+                [*self.inside, *herd_command(*arguments)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
@@ -289,11 +300,13 @@ async def herd_process(
     mesh_key: str | None = None,
     options: Sequence[str] = (),
     settings: Mapping[str, str] | None = None,
+    inside: Sequence[str] = (),
     ready_timeout_s: float = READY_TIMEOUT_S,
 ) -> AsyncIterator[HerdProcess]:
     """A node of its own on 127.0.0.1: home, store (`models`, by default inside the home) and free ports.
 
-    `options` are further flags of `herd up`, `settings` further environment variables. Raises HerdProcessFailed,
+    `options` are further flags of `herd up`, `settings` further environment variables, `inside` the command that runs
+    it elsewhere (`ip netns exec NAME`). Raises HerdProcessFailed,
     with exit code and log, when it does not come to `ready`. At the end of the block the process is asked to leave,
     and killed when it does not.
     """
@@ -306,7 +319,7 @@ async def herd_process(
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as stderr:
         process = await trio.lowlevel.open_process(
-            herd_command("up", *arguments, *bootstraps, *options),
+            [*inside, *herd_command("up", *arguments, *bootstraps, *options)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=stderr,
@@ -318,7 +331,7 @@ async def herd_process(
     async with process.stdout:
         try:
             multiaddr = await _read_ready(process, home, log, ready_timeout_s)
-            yield HerdProcess(home, models, log, multiaddr, process)
+            yield HerdProcess(home, models, log, multiaddr, process, inside)
         except BaseException as error:
             # Whatever went wrong in the block, what this node said is part of the story.
             error.add_note(f"--- end of {log}:\n{tail(log)}")
