@@ -18,7 +18,7 @@ class ExchangeConfig:
         unit="bytes",
         minimum=_MIB // 16,
         maximum=1024 * _MIB,
-        help="How much is asked of a peer before its first chunk has come; grows with every chunk that comes.",
+        help="How much is asked of a peer before its first chunk has come; grows with what half a second brings.",
     )
     outstanding_bytes_max: int = option(
         32 * _MIB,

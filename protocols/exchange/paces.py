@@ -10,6 +10,8 @@ from protocols.ids import PeerId
 
 LATE_S = 30.0
 """How long a late peer is passed over where others hold the same chunk."""
+QUEUE_S = 0.5
+"""How much is asked of a peer ahead, in seconds at its rate. What waits longer at one peer others could have given."""
 _WEIGHT = 0.3
 
 
@@ -71,13 +73,14 @@ class Paces:
         pace.waiting_chunks -= 1
         pace.came_bytes += size_bytes
         pace.late_until_s = float("-inf")
-        pace.window_bytes = min(self._config.outstanding_bytes_max, pace.window_bytes + size_bytes)
         elapsed_s = now - pace.since_s
         if elapsed_s > 0:
             rate = pace.came_bytes / elapsed_s
             before = pace.rate_bytes_per_s
             pace.rate_bytes_per_s = rate if before is None else before + _WEIGHT * (rate - before)
             pace.since_s, pace.came_bytes = now, 0
+        ahead_bytes = max(self._config.outstanding_start_bytes, int(QUEUE_S * (pace.rate_bytes_per_s or 0.0)))
+        pace.window_bytes = min(self._config.outstanding_bytes_max, pace.window_bytes + size_bytes, ahead_bytes)
 
     def ended(self, peer: PeerId, size_bytes: int, *, came: bool) -> None:
         """A want is over: stored or thrown away when it `came`, else answered without a chunk or lost."""

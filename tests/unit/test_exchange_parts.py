@@ -2,6 +2,7 @@
 
 import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -73,13 +74,29 @@ def test_a_peer_is_asked_more_as_it_gives() -> None:
         paces.asked(PEER, MIB, 0.0)
         asked += 1
     assert asked == 2
-    paces.came(PEER, MIB, 1.0)
-    assert paces.allows(PEER, MIB, 1.0), "the window grew by what came"
-    paces.asked(PEER, MIB, 1.0)
-    assert not paces.allows(PEER, MIB, 1.0), "what came is outstanding until it is stored"
+    paces.came(PEER, MIB, 0.1)
+    assert paces.allows(PEER, MIB, 0.1), "the window grew by what came"
+    paces.asked(PEER, MIB, 0.1)
+    assert not paces.allows(PEER, MIB, 0.1), "what came is outstanding until it is stored"
     paces.ended(PEER, MIB, came=True)
-    assert paces.allows(PEER, MIB, 1.0)
+    assert paces.allows(PEER, MIB, 0.1)
     assert paces.outstanding_bytes == 2 * MIB
+
+
+@pytest.mark.parametrize(("rate_bytes_per_s", "window_chunks"), [(1 * MIB, 2), (8 * MIB, 4), (100 * MIB, 16)])
+def test_a_peer_is_asked_for_half_a_second_ahead(rate_bytes_per_s: int, window_chunks: int) -> None:
+    """What waits long at a busy seed another receiver could have given meanwhile."""
+    paces = Paces(ExchangeConfig(outstanding_start_bytes=2 * MIB, outstanding_bytes_max=16 * MIB))
+    now, asked = 0.0, 0
+    for _ in range(100):
+        while paces.allows(PEER, MIB, now):
+            paces.asked(PEER, MIB, now)
+            asked += 1
+        now += MIB / rate_bytes_per_s
+        paces.came(PEER, MIB, now)
+        paces.ended(PEER, MIB, came=True)
+        asked -= 1
+    assert asked + 1 == window_chunks
 
 
 def test_one_chunk_may_always_be_asked_but_not_beyond_the_buffer_of_all() -> None:
