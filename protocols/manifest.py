@@ -64,12 +64,6 @@ class Manifest:
         """The bytes of all distinct blobs: what a store must hold."""
         return sum(blob.size_bytes for blob in self._blobs)
 
-    @property
-    def listed_size_bytes(self) -> int:
-        """The size as Ollama lists it: a blob named twice counts twice."""
-        listed = sum(layer.size_bytes for layer in self.layers)
-        return listed + (self.config.size_bytes if self.config else 0)
-
     def blobs(self) -> tuple[BlobReference, ...]:
         """The distinct blobs, the layers' in order and the config's last, as Ollama pulls them."""
         return self._blobs

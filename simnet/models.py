@@ -89,7 +89,7 @@ class MemoryModels:
         return ModelView(
             name.display(),
             digest_of(named.manifest.raw),
-            named.manifest.listed_size_bytes,
+            named.manifest.size_bytes,
             "incomplete" if missing else "verified",
             named.modified_at,
             f"missing: {missing[0]}" if missing else "",

@@ -7,7 +7,10 @@ from typing import Any
 
 import attrs
 
+from protocols.ids import Digest
 from protocols.recipe.gguf import GgufHeader, read_gguf_header
+from protocols.recipe.hasher import Buffer, ChunkHasher, WholeHasher
+from protocols.recipe.recipe import Recipe
 
 UINT32, STRING, ARRAY, BOOL, FLOAT32 = 4, 8, 9, 7, 6
 FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -99,3 +102,21 @@ def safetensors_bytes(tensors: dict[str, bytes], metadata: dict[str, str] | None
 def safetensors_from_header(header: bytes, data: bytes) -> bytes:
     """Prefix, the given JSON whatever it says, and the data."""
     return struct.pack("<Q", len(header)) + header + data
+
+
+class BlobHasher:
+    """Digest and recipe of a blob of `size_bytes`, both halves fed from one thread."""
+
+    def __init__(self, size_bytes: int, target_size_bytes: int) -> None:
+        self._whole = WholeHasher()
+        self._chunks = ChunkHasher(size_bytes, target_size_bytes)
+
+    def update(self, data: Buffer) -> None:
+        """The next bytes of the blob; LocalProtocolError when there are more than it should have."""
+        self._chunks.update(data)
+        self._whole.update(data)
+
+    def finish(self) -> tuple[Digest, Recipe]:
+        """Digest and recipe; LocalProtocolError when bytes are missing."""
+        digest = self._whole.finish()
+        return digest, self._chunks.finish(digest)

@@ -26,7 +26,6 @@ from node.store.ollama import Layout, make_directories
 from node.store.partials import Partials, PartialView, reconcile
 from node.store.placing import Placer
 from node.views import ModelView
-from protocols.ids import Digest
 from protocols.names import ModelName
 
 log = logging.getLogger("herd.store")
@@ -134,13 +133,6 @@ class Store:
         if model is None:
             raise NotFound(f"model {name.display()} is not in this store")
         return model.data
-
-    def model_digest(self, name: ModelName) -> Digest:
-        """Ollama's id of a model: the SHA-256 of its manifest bytes. NotFound when it is not here."""
-        model = self._census.model(name)
-        if model is None:
-            raise NotFound(f"model {name.display()} is not in this store")
-        return model.digest
 
     async def scan(self) -> None:
         """Look for changes now instead of at the next interval."""

@@ -112,11 +112,6 @@ class GgufHeader:
         return _human_count(self.parameter_count)
 
     @property
-    def is_embedding_model(self) -> bool:
-        """Whether the model pools its outputs into one vector."""
-        return f"{self.architecture}.pooling_type" in self.metadata
-
-    @property
     def is_projector(self) -> bool:
         """Whether this is the vision or audio half of a model, by type or because it has an encoder and no blocks."""
         if self.general_type in ("projector", "mmproj"):

@@ -141,24 +141,6 @@ class ChunkHasher:
         return bytes(self._beginning[offset_bytes : offset_bytes + size_bytes])
 
 
-class BlobHasher:
-    """Digest and recipe of a blob of `size_bytes`, for a caller who feeds both from one thread."""
-
-    def __init__(self, size_bytes: int, target_size_bytes: int) -> None:
-        self._whole = WholeHasher()
-        self._chunks = ChunkHasher(size_bytes, target_size_bytes)
-
-    def update(self, data: Buffer) -> None:
-        """The next bytes of the blob; LocalProtocolError when there are more than it should have."""
-        self._chunks.update(data)
-        self._whole.update(data)
-
-    def finish(self) -> tuple[Digest, Recipe]:
-        """Digest and recipe; LocalProtocolError when bytes are missing."""
-        digest = self._whole.finish()
-        return digest, self._chunks.finish(digest)
-
-
 class _HeaderContinues(Exception):
     """The header goes on where no bytes have come yet."""
 

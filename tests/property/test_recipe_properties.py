@@ -11,12 +11,12 @@ from protocols.ids import Digest
 from protocols.manifest import parse_manifest
 from protocols.recipe import hasher
 from protocols.recipe.gguf import GgufError, GgufHeader, read_gguf_header
-from protocols.recipe.hasher import BlobHasher
 from protocols.recipe.recipe import CHUNK_SIZE_BYTES_MAX, Recipe
 from protocols.recipe.rules import boundaries_gguf, boundaries_safetensors, target_of_rule
 from protocols.recipe.safetensors import SafetensorsHeader
 from tests.support_recipe import (
     LLAMA_METADATA,
+    BlobHasher,
     Tensor,
     f16_tensor,
     gguf_bytes,
@@ -219,4 +219,6 @@ def test_any_bytes_are_a_manifest_or_the_senders_fault(data: bytes) -> None:
     except RemoteProtocolError:
         return
     assert manifest.raw == data
-    assert manifest.size_bytes <= manifest.listed_size_bytes
+    named = [*manifest.layers, *([manifest.config] if manifest.config else [])]
+    assert {layer.digest for layer in named} == {blob.digest for blob in manifest.blobs()}
+    assert manifest.size_bytes <= sum(layer.size_bytes for layer in named)

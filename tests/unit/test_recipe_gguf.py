@@ -47,7 +47,6 @@ def test_a_header_tells_what_the_model_is() -> None:
     assert header.parameter_count == 256 * 4 + 5
     assert header.model_type == "1K"
     assert not header.is_projector
-    assert not header.is_embedding_model
 
 
 def test_an_array_is_passed_over_and_only_its_length_kept() -> None:

@@ -10,10 +10,10 @@ from pyfastcdc import FastCDC
 from protocols.errors import LocalProtocolError
 from protocols.ids import Digest
 from protocols.recipe import hasher
-from protocols.recipe.hasher import BlobHasher, ChunkHasher
+from protocols.recipe.hasher import ChunkHasher
 from protocols.recipe.recipe import Recipe
 from protocols.recipe.safetensors import HEADER_SIZE_BYTES_MAX
-from tests.support_recipe import f16_tensor, gguf_bytes, safetensors_bytes, safetensors_from_header
+from tests.support_recipe import BlobHasher, f16_tensor, gguf_bytes, safetensors_bytes, safetensors_from_header
 
 MIB = 1024 * 1024
 

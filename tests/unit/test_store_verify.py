@@ -11,8 +11,7 @@ import pytest
 from node.ports import StoreError
 from node.store import verify
 from node.store.verify import BUFFER_SIZE_BYTES, FileChanged, HashingStopped, hash_file
-from protocols.recipe.hasher import BlobHasher
-from tests.support_recipe import f16_tensor, gguf_bytes
+from tests.support_recipe import BlobHasher, f16_tensor, gguf_bytes
 
 MIB = 1024 * 1024
 
