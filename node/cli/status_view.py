@@ -10,7 +10,7 @@ from node.cli.output import seconds_text, short_peer_text, size_text, table_of, 
 from node.views import MemberView, NodeStatus, TransferView
 
 if TYPE_CHECKING:
-    from rich.console import Group
+    from rich.console import Console, RenderableType
 
 MEMBERS_SHOWN = 20
 
@@ -126,24 +126,31 @@ MEMBER_COLUMNS = ("PEER", "STATE", "ADDRESS", "MODELS", "FREE", "BLAME", "LABELS
 NUMBER_COLUMNS = ("HELD", "SIZE", "MODELS", "FREE")
 
 
-def watched_view(watched: Watched) -> "Group":
-    """The live view: state of the node, transfers, members, the last events."""
-    from rich.console import Group
+def watched_view(watched: Watched, screen: "Console") -> "RenderableType":
+    """The live view: state of the node, transfers, members, the last events.
+
+    What is last matters most, so where the screen is too low it is members, then transfers, that are left out.
+    """
+    from rich.segment import SegmentLines
     from rich.text import Text
 
-    parts: list[Any] = []
+    def lines(*parts: Any) -> list[Any]:
+        return [row for part in parts for row in screen.render_lines(part, pad=False)]
+
+    head, transfers, members = [], [], []
     if watched.status is not None:
-        parts += [Text(visible(text)) for text in status_lines(watched.status)]
+        head = lines(*(Text(visible(text), no_wrap=True, overflow="ellipsis") for text in status_lines(watched.status)))
         if watched.status.transfers:
             rows = [transfer_row(transfer) for transfer in watched.status.transfers]
-            parts += [Text(), table_of(TRANSFER_COLUMNS, rows, right=NUMBER_COLUMNS)]
+            transfers = lines(Text(), table_of(TRANSFER_COLUMNS, rows, right=NUMBER_COLUMNS))
     if watched.members:
         rows = [member_row(member) for member in watched.members[:MEMBERS_SHOWN]]
-        parts += [Text(), table_of(MEMBER_COLUMNS, rows, right=NUMBER_COLUMNS)]
+        members = lines(Text(), table_of(MEMBER_COLUMNS, rows, right=NUMBER_COLUMNS))
         if len(watched.members) > MEMBERS_SHOWN:
-            parts.append(Text(f"and {len(watched.members) - MEMBERS_SHOWN} more members (`herd peers` lists them)"))
-    parts.append(Text())
-    parts += [Text(visible(text)) for text in watched.events]
+            members += lines(Text(f"and {len(watched.members) - MEMBERS_SHOWN} more members (`herd peers` lists them)"))
+    happened = lines(Text(), *(Text(visible(text), no_wrap=True, overflow="ellipsis") for text in watched.events))
     if not watched.connected:
-        parts.append(Text("waiting for the node to come back; Ctrl-C ends"))
-    return Group(*parts)
+        happened += lines(Text("waiting for the node to come back; Ctrl-C ends"))
+    room = max(0, screen.height - len(head) - len(happened))
+    transfers = transfers[:room]
+    return SegmentLines([*head, *transfers, *members[: room - len(transfers)], *happened], new_lines=True)

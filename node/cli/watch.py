@@ -21,7 +21,7 @@ from node.views import MemberView, NodeStatus
 CONNECT_TIMEOUT_S = 5.0
 REFRESH_INTERVAL_S = 1.0
 RECONNECT_S = 0.5
-RECONNECT_MAX_S = 10.0
+RECONNECT_MAX_S = 2.0
 EVENTS_SHOWN = 8
 
 Tell = Callable[[dict[str, Any]], None]
@@ -94,6 +94,7 @@ class _Reconnecting:
         self._tell = tell
         self.node = find_node(home)
         self._was_connected = False
+        self._reason = ""
         self._wait_s = RECONNECT_S
 
     async def run(self) -> None:
@@ -107,12 +108,16 @@ class _Reconnecting:
                 if not self._was_connected:
                     raise
                 reason = str(error)
-            self._tell({"event": "Disconnected", "reason": reason})
+            if reason != self._reason:
+                # Once, not at every try: what happened before is still worth its place on the screen.
+                self._reason = reason
+                self._tell({"event": "Disconnected", "reason": reason})
             await trio.sleep(self._wait_s)
             self._wait_s = min(self._wait_s * 2, RECONNECT_MAX_S)
 
     def _connected(self) -> None:
         self._was_connected = True
+        self._reason = ""
         self._wait_s = RECONNECT_S
         self._tell({"event": "Connected", "peer": self.node.peer, "api": self.node.api})
 
@@ -129,13 +134,14 @@ async def _watch_live(home: Path) -> None:
         changed.set()
 
     following = _Reconnecting(home, tell)
-    with Live(console=console(), auto_refresh=False, screen=True) as live:
+    screen = console()
+    with Live(console=screen, auto_refresh=False, screen=True) as live:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(following.run)
             while True:
                 if watched.connected:
                     await _refresh(following.node, watched)
-                live.update(watched_view(watched), refresh=True)
+                live.update(watched_view(watched, screen), refresh=True)
                 # Whatever happens is seen within the interval; a burst of events is one redraw.
                 changed = trio.Event()
                 with trio.move_on_after(REFRESH_INTERVAL_S):

@@ -1,10 +1,14 @@
 """node/cli/output, progress and status_view: what people read."""
 
+import io
+from collections import deque
+
 import pytest
+from rich.console import Console
 
 from node.cli.output import as_view, as_views, seconds_text, short_id, size_text, visible
 from node.cli.progress import progress_text
-from node.cli.status_view import event_text, member_row
+from node.cli.status_view import Watched, event_text, member_row, watched_view
 from node.errors import HerdError
 from node.events import (
     AdvertSeen,
@@ -93,3 +97,22 @@ def test_a_node_of_another_version_is_told_from_a_bug(answer: object) -> None:
         as_view(answer, NodeStatus)
     with pytest.raises(HerdError, match="another version of herd"):
         as_views(answer, "members", MemberView)
+
+
+def test_the_newest_events_stay_on_a_screen_that_is_too_low() -> None:
+    screen = Console(width=80, height=24, file=io.StringIO())
+    member = MemberView(PEER, "alive", 1, ["/ip4/192.0.2.1/tcp/4701"], {}, 10**12, 1, {"chunk": 2}, True)
+    address = f"/ip4/192.0.2.1/tcp/4701/p2p/{PEER}"
+    status = NodeStatus(
+        PEER, "1", [address, address], "http://127.0.0.1:4700", "/h", "/m", 9.0, 39, 0, 1, 5, 10**9, 0, []
+    )
+    events = deque(f"event {number} {'x' * 100}" for number in range(8))
+    screen.print(watched_view(Watched(events, connected=False, status=status, members=[member] * 40), screen))
+    shown = str(screen.file.getvalue()).splitlines()  # type: ignore[attr-defined]
+    assert len(shown) == 24
+    assert shown[0] == f"peer       {PEER}"
+    assert shown[1].startswith("addresses  /ip4/192.0.2.1")
+    assert shown[1].endswith("…")
+    assert [line[:7] for line in shown[-9:-1]] == [f"event {number}" for number in range(8)]
+    assert shown[-1] == "waiting for the node to come back; Ctrl-C ends"
+    assert sum("192.0.2.1:4701" in line for line in shown) == 5
