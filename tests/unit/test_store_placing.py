@@ -5,13 +5,16 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import trio
 
 from node.errors import NotFound
 from node.events import EventBus
 from node.ports import StoreError
 from node.store import ollama, placing
+from node.store.files import FileKey
 from node.store.ollama import Layout, digest_of_file_name, spelled_as_stored
 from node.store.store import Store
 from protocols.errors import RemoteProtocolError
@@ -95,6 +98,29 @@ async def test_a_blob_long_received_is_placed_young_enough_for_ollamas_pruning(t
     async with opened(tmp_path) as store:
         assert store.unverified_bytes() == 0
     read_model(tmp_path, "x").verify()
+
+
+async def test_a_pull_cancelled_while_it_places_an_old_blob_costs_no_second_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placing, "FRESH_S", -1.0)  # every blob counts as old and gets a new mtime
+    place = placing._place
+    async with opened(tmp_path) as store:
+        await receive_blobs(store)
+        with trio.CancelScope() as pull:
+
+            def place_and_cancel(*arguments: Any) -> FileKey:
+                key = place(*arguments)
+                trio.from_thread.run_sync(pull.cancel)
+                return key
+
+            monkeypatch.setattr(placing, "_place", place_and_cancel)
+            await store.place_model(name("x"), MANIFEST)
+        assert pull.cancelled_caught
+        assert blob_file(tmp_path, WEIGHTS).exists()
+    async with opened(tmp_path) as store:
+        assert store.unverified_bytes() == 0
+        assert await read_all(store, digest_of(WEIGHTS)) == WEIGHTS
 
 
 async def test_a_final_name_taken_by_the_right_bytes_is_kept(tmp_path: Path) -> None:
