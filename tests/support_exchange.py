@@ -10,20 +10,37 @@ import trio
 from node.blame import BlameLedger
 from node.events import EventBus
 from node.identity import Identity
+from node.ports import Stream
 from node.services.exchange import ExchangeService, FetchProgress, FetchReport
 from node.trust.mesh_key import MeshKeyDoor
 from protocols.exchange.config import ExchangeConfig
+from protocols.exchange.messages import CODEC
 from protocols.ids import Digest, PeerId, RecipeId
 from simnet.blobs import MemoryBlobs
 from simnet.network import SimNetwork, SimTransport
 
 KIB = 1024
 CHUNK = 64 * KIB
+LIMIT = 2 * 1024 * KIB
+"""The largest frame that a peer played by hand takes."""
 
 
 def some_bytes(size_bytes: int, seed: int = 1) -> bytes:
     """Bytes that do not repeat, the same for the same seed."""
     return random.Random(seed).randbytes(size_bytes)
+
+
+async def hear(stream: Stream) -> object:
+    """The next message of a session that is played by hand."""
+    frame = await stream.receive(LIMIT)
+    assert frame is not None, "the peer ended the stream"
+    return CODEC.decode(frame)
+
+
+async def say(stream: Stream, *messages: object) -> None:
+    """Messages of a session that is played by hand."""
+    for message in messages:
+        await stream.send(CODEC.encode(message))
 
 
 @attrs.frozen
@@ -36,6 +53,7 @@ class Peer:
     blame: BlameLedger
     exchange: ExchangeService
     scope: trio.CancelScope
+    bus: EventBus
 
     def kill(self) -> None:
         """End the node at once, streams and all."""
@@ -86,7 +104,7 @@ class Swarm:
                 exchange = ExchangeService(transport, blobs, blame, bus, config, me, random.Random(name))
                 nursery = await stack.enter_async_context(trio.open_nursery())
                 await nursery.start(exchange.run)
-                task_status.started(Peer(me, transport, blobs, blame, exchange, scope))
+                task_status.started(Peer(me, transport, blobs, blame, exchange, scope, bus))
 
 
 @asynccontextmanager

@@ -8,12 +8,10 @@ from trio.testing import MockClock
 
 from node.errors import TransferFailed, VerificationFailed
 from node.ports import Stream
-from protocols.codec import Codec
 from protocols.exchange.config import ExchangeConfig
 from protocols.exchange.messages import (
     CHUNKS_CODEC,
     CHUNKS_PROTOCOL,
-    CODEC,
     EXCHANGE_PROTOCOL,
     WANTS_MAX,
     Attach,
@@ -27,20 +25,7 @@ from protocols.exchange.messages import (
 from protocols.ids import digest_of
 from protocols.recipe.recipe import Recipe
 from simnet.blobs import MemoryBlobs, cut
-from tests.support_exchange import CHUNK, Peer, open_swarm, some_bytes
-
-LIMIT = 2 * 1024 * 1024
-
-
-async def hear(stream: Stream, codec: Codec = CODEC) -> object:
-    frame = await stream.receive(LIMIT)
-    assert frame is not None, "the peer ended the stream"
-    return codec.decode(frame)
-
-
-async def say(stream: Stream, *messages: object) -> None:
-    for message in messages:
-        await stream.send(CODEC.encode(message))
+from tests.support_exchange import CHUNK, LIMIT, Peer, hear, open_swarm, say, some_bytes
 
 
 def offers(recipe: Recipe) -> Bitfield:
