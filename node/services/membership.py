@@ -78,11 +78,8 @@ class MembershipService:
         *,
         wall_time: Callable[[], float] = time.time,
     ) -> None:
-        self._transport = transport
-        self._datagrams = datagrams
-        self._config = config
-        self._bus = bus
-        self._blame = blame
+        self._transport, self._datagrams = transport, datagrams
+        self._config, self._bus, self._blame = config, bus, blame
         self._free_disk_bytes = free_disk_bytes
         self._bootstrap = [parse_bootstrap(text) for text in bootstrap]
         self._memory = MemberMemory(home, config.remembered_members_max, config.forget_after_s)

@@ -123,7 +123,7 @@ async def served_bytes(node: HerdProcess, *, timeout_s: float = 30.0) -> int:
                 figures = dict(line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("herd_exchange_"))
                 if float(figures["herd_exchange_serve_buffered_bytes"]) == 0:
                     return int(float(figures["herd_exchange_served_bytes_total"]))
-                await trio.sleep(POLL_INTERVAL_S)
+                await trio.sleep(POLL_INTERVAL_S)  # real time: another process sends
 
 
 async def wait_member(node: HerdProcess, peer: str, states: Sequence[str], *, timeout_s: float = 60.0) -> MemberView:
