@@ -147,7 +147,9 @@ class Adopter:
         self._directories = directories
         if sweep:
             self._swept_at = now
-            await self._forget_stale()
+            if not self._unsettled:
+                # A manifest that is just being rewritten may name what no other names; reading it again takes long.
+                await self._forget_stale()
 
     def _take_file(self, digest: Digest, seen: tuple[Path, FileKey] | None, sweep: bool) -> None:
         file = self._census.file(digest)

@@ -120,15 +120,15 @@ class Ingest:
         added: list[Digest] = []
         # One at a time: who takes back what failed must not take it from under another add of the same file.
         async with self._lock:
-            with self._blobs.hold([digest, model.config_digest]):
-                try:
+            try:
+                with self._blobs.hold([digest, model.config_digest]):
                     await self._bring_in(source, digest, recipe, added)
                     await self._put_config(model, added)
                     return await self._placer.place(name, model.manifest_bytes)
-                except BaseException:
-                    with trio.CancelScope(shield=True):
-                        await self._take_back(added)
-                    raise
+            except BaseException:
+                with trio.CancelScope(shield=True):
+                    await self._take_back(added)
+                raise
 
     async def _bring_in(self, source: Source, digest: Digest, recipe: Recipe, added: list[Digest]) -> None:
         """Have the source's bytes among the whole blobs."""
@@ -167,7 +167,7 @@ class Ingest:
     async def _take_back(self, added: list[Digest]) -> None:
         """The model did not come about: let go of what only it needed."""
         for digest in added:
-            if self._census.references(digest):
+            if self._census.references(digest) or self._blobs.in_use(digest):
                 continue
             file = self._census.file(digest)
             target = self._layout.whole_blob(digest)

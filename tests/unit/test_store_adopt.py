@@ -243,6 +243,18 @@ async def test_a_manifest_rewritten_in_place_stays_what_it_was_until_it_is_whole
             assert heard(events) == [("one:latest", "verified")]
 
 
+async def test_a_start_while_a_manifest_is_rewritten_forgets_nothing(tmp_path: Path) -> None:
+    manifest = make_model(tmp_path, "one", [WEIGHTS])
+    async with running(tmp_path) as store:
+        await until_verified(store, "one")
+    manifest_file(tmp_path, "one").write_bytes(manifest[:40])
+    async with opened(tmp_path) as store:
+        assert await store.models() == []
+        manifest_file(tmp_path, "one").write_bytes(manifest)
+        await store.scan()
+        assert [view.state for view in await store.models()] == ["verified"]
+
+
 async def test_a_blob_that_is_still_being_written_is_read_when_it_is_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

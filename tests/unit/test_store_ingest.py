@@ -288,6 +288,16 @@ async def test_a_disk_without_room_for_a_copy_says_how_much_is_missing(
     nothing_happened(models)
 
 
+async def test_an_add_that_fails_leaves_a_pull_the_blob_it_counts_on(models: Path, source: Path) -> None:
+    async with opened(models) as store:
+        in_the_way = manifest_file(models, "x")
+        in_the_way.mkdir(parents=True)
+        with store.blobs.keep({digest_of(GGUF): len(GGUF)}):
+            with pytest.raises(StoreError, match="cannot write"):
+                await store.add_gguf(source, name("x"))
+            assert await read_all(store, digest_of(GGUF)) == GGUF
+
+
 async def test_when_the_name_cannot_be_written_nothing_stays(models: Path, source: Path) -> None:
     async with opened(models) as store:
         in_the_way = manifest_file(models, "x")
