@@ -4,7 +4,7 @@ import trio
 
 from node.ports import TransportError
 from node.transport.serving import LINGER_S
-from node.transport.yamux_stream import PAYLOAD_SIZE_BYTES_MAX, YamuxStream
+from node.transport.yamux_stream import PAYLOAD_SIZE_BYTES_MAX, WINDOW_SIZE_BYTES, YamuxStream
 from protocols.framing import FRAME_SIZE_BYTES_MAX, HEADER_SIZE_BYTES, frame_header, payload_size
 from protocols.ids import PeerId
 
@@ -17,6 +17,7 @@ class FramedStream:
         self._stream = stream
         self._buffer = bytearray()
         self._size_bytes: int | None = None
+        self._reserved_bytes = 0
 
     async def send(self, payload: bytes | memoryview) -> None:
         """Send one frame. TransportError when the stream is gone, LocalProtocolError when the frame is too large."""
@@ -43,11 +44,20 @@ class FramedStream:
                 return None
             self._size_bytes = payload_size(bytes(self._buffer), size_bytes_max)
             self._buffer.clear()
-        if self._size_bytes > 0 and not await self._fill(self._size_bytes):
-            raise TransportError(f"peer {self.peer} ended the stream inside a frame")
+        # A frame that fits the first window costs no more than the window; larger ones of a peer share a budget.
+        if self._size_bytes > WINDOW_SIZE_BYTES and not self._reserved_bytes:
+            await self._stream.muxed_conn.frame_budget.take(self._size_bytes, self._stream)
+            self._reserved_bytes = self._size_bytes
+        try:
+            if self._size_bytes > 0 and not await self._fill(self._size_bytes):
+                raise TransportError(f"peer {self.peer} ended the stream inside a frame")
+        except TransportError:
+            self._release()
+            raise
         payload = bytes(self._buffer)
         self._buffer.clear()
         self._size_bytes = None
+        self._release()
         return payload
 
     async def finish(self) -> None:
@@ -57,6 +67,8 @@ class FramedStream:
 
     async def abort(self) -> None:
         """End both sides at once; what this side had finished still reaches the peer."""
+        self._buffer.clear()
+        self._release()
         await self._stream.reset()
 
     async def linger(self) -> None:
@@ -65,6 +77,10 @@ class FramedStream:
         with trio.move_on_after(LINGER_S):
             while await self._stream.read():
                 pass
+
+    def _release(self) -> None:
+        self._stream.muxed_conn.frame_budget.give(self._reserved_bytes)
+        self._reserved_bytes = 0
 
     async def _fill(self, size_bytes: int) -> bool:
         """Read until the buffer holds so many bytes; False when the peer had finished before the first."""

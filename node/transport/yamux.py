@@ -20,6 +20,7 @@ from node.transport.secured import SecuredConnection
 from node.transport.yamux_stream import (
     PAYLOAD_SIZE_BYTES_MAX,
     WINDOW_SIZE_BYTES_MAX,
+    FrameBudget,
     YamuxStream,
 )
 from protocols.errors import RemoteProtocolError
@@ -39,6 +40,9 @@ _BATCH_SIZE_BYTES = 4 * PAYLOAD_SIZE_BYTES_MAX
 
 _WINDOW_GROWTH_BYTES_MAX = 64 * 1024 * 1024
 """What all streams of one connection may add to their first windows together: the bound of a peer's hold on memory."""
+
+_FRAME_BUDGET_BYTES = 64 * 1024 * 1024
+"""Three of the largest frames at once; a peer that begins more and ends none waits for itself."""
 
 _GOODBYE_TIMEOUT_S = 1.0
 
@@ -89,6 +93,7 @@ class YamuxConnection:
         self.received_at_s = self.opened_at_s
         self.closed_why: str | None = None
         self.rtt_s: float | None = None
+        self.frame_budget = FrameBudget(_FRAME_BUDGET_BYTES)
         self.received_bytes = 0
         self.sent_bytes = 0
         self._secured = secured

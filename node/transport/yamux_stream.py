@@ -26,6 +26,29 @@ _CRUMB_SIZE_BYTES = 4096
 """Received pieces are put together up to this size."""
 
 
+class FrameBudget:
+    """What a peer may make us hold, over one connection, in large frames whose end did not come yet."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self._free_bytes = size_bytes
+        self._freed = trio.Event()
+
+    async def take(self, size_bytes: int, stream: "YamuxStream") -> None:
+        """Wait for so much room, never more than the whole. TransportError when the stream breaks meanwhile."""
+        while self._free_bytes < size_bytes:
+            if stream.broken_why is not None:
+                raise TransportError(stream.broken_why)
+            if self._freed.is_set():
+                self._freed = trio.Event()
+            await self._freed.wait()
+        self._free_bytes -= size_bytes
+
+    def give(self, size_bytes: int) -> None:
+        """Give back what was taken; all who wait look again."""
+        self._free_bytes += size_bytes
+        self._freed.set()
+
+
 class YamuxStream:
     """Read and write in any sizes. One task reads and one writes at a time; cancelling a read loses nothing.
 
@@ -179,6 +202,7 @@ class YamuxStream:
                 self._chunk_offset = 0
         self._readable.set()
         self._writable.set()
+        self._connection.frame_budget.give(0)
 
     def _credit(self, read_bytes: int) -> None:
         """Give the peer back the room of what was read, in steps of half a window; a busy window doubles."""

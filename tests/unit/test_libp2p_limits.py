@@ -22,22 +22,31 @@ from node.transport import libp2p as libp2p_module
 from node.transport import multistream
 from node.transport import network as network_module
 from node.transport import streams as streams_module
+from node.transport import yamux as yamux_module
 from node.transport.config import NetworkConfig
 from node.transport.network import CONNECTIONS_PER_PEER_MAX, Network
+from node.transport.streams import FramedStream
 from node.transport.upgrade import make_credentials
 from node.transport.yamux import YamuxConnection
 from node.transport.yamux_stream import YamuxStream
 from node.trust.mesh_key import MeshKeyDoor
+from protocols.framing import frame_header
 from tests.support_libp2p import PipeEnd, Target, dial, echoes, herd_target
 from tests.support_transport import MESH_KEY, identity_of, libp2p, loopback_config, loopback_nodes, until
 
 MALLORY = identity_of("mallory")
 WAIT = "/herd/wait/1"
+MIB = 1024 * 1024
 
 
 async def use_until_broken(use: Callable[[], Awaitable[object]]) -> None:
     while True:
         await use()
+
+
+async def write_while_it_stands(stream: YamuxStream, data: bytes) -> None:
+    with contextlib.suppress(TransportError):
+        await stream.write(data)
 
 
 async def ignore_stream(connection: YamuxConnection, stream: YamuxStream) -> None:
@@ -91,6 +100,55 @@ async def test_a_member_that_resets_what_it_opens_piles_up_no_handlers() -> None
                 stream = one.open_stream()
                 await multistream.propose(stream, WAIT)
         assert libp2p(node)._network._streams_served.total() <= 1
+
+
+async def test_frames_that_never_end_are_held_within_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A member may begin 256 frames of 16 MiB on one connection; it may not have us hold 4 GiB."""
+    monkeypatch.setattr(yamux_module, "_FRAME_BUDGET_BYTES", 4 * MIB)
+    served: list[FramedStream] = []
+    whole = 0
+
+    async def take(stream: Stream) -> None:
+        nonlocal whole
+        assert isinstance(stream, FramedStream)
+        served.append(stream)
+        if await stream.receive(MIB) is not None:
+            whole += 1
+
+    async with herd_target() as target:
+        assert target.node is not None
+        node = target.node
+        node.transport.serve(WAIT, take)
+        async with dial(target, MALLORY) as connection, trio.open_nursery() as nursery:
+            begun = []
+            for _ in range(12):
+                begun.append(connection.open_stream())
+                await multistream.propose(begun[-1], WAIT)
+                nursery.start_soon(write_while_it_stands, begun[-1], frame_header(MIB) + bytes(MIB - 1))
+            await until(lambda: sum(len(each._buffer) for each in served) == 4 * (MIB - 1))
+            await trio.sleep(0.1)  # real time: sockets know no other
+            assert sum(len(each._buffer) for each in served) == 4 * (MIB - 1)
+            # Small frames wait for nobody, and a frame given up or come to its end lets the next one in.
+            small = connection.open_stream()
+            await multistream.propose(small, WAIT)
+            await small.write(frame_header(2) + b"hi")
+            await until(lambda: whole == 1)
+            await small.reset()
+            held = [stream for stream, there in zip(begun, served, strict=False) if len(there._buffer) == MIB - 1]
+            await held[0].reset()
+            await held[1].write(b".")
+            await until(lambda: whole == 2)
+            await until(lambda: sum(len(each._buffer) for each in served) == 4 * (MIB - 1))
+            # Whoever waits for room learns at once when its stream is over, and no room is lost by it.
+            for stream in begun:
+                await stream.reset()
+            await until(lambda: libp2p(node).statistics().streams == 0)
+            last = connection.open_stream()
+            await multistream.propose(last, WAIT)
+            await last.write(frame_header(MIB) + bytes(MIB))
+            await until(lambda: whole == 3)
+            assert libp2p(node)._network.connections_of(MALLORY.peer_id)[0].frame_budget._free_bytes == 4 * MIB
+            nursery.cancel_scope.cancel()
 
 
 async def test_a_stream_that_says_nothing_or_never_ends_is_reset_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
