@@ -17,6 +17,7 @@ from node.events import AdvertSeen, EventBus
 from node.ports import Stream, Transport, TransportError
 from node.services.catalog_file import CatalogFile, Key, Record, key_of
 from node.services.catalog_links import PROTOCOL, Links, end
+from node.services.catalog_pace import Pace
 from protocols.catalog.catalog import Catalog, CatalogCounts
 from protocols.catalog.config import CatalogConfig
 from protocols.catalog.events import Dropped, Heard, Keep, Kept, PeerJoined, Publish, SetHoldings, Started
@@ -85,6 +86,7 @@ class CatalogService:
         self._changes: dict[Key, Record | None] = {}
         self._changed = trio.Event()
         self._links: Links | None = None
+        self._pace = Pace()
         self._received = 0
         self._answered = 0
 
@@ -216,11 +218,11 @@ class CatalogService:
         links = self._links
         return CatalogStatistics(
             **attrs.asdict(self._core.counts()),
-            messages_sent=links.sent if links else 0,
+            messages_sent=links.sent if links is not None else 0,
             messages_received=self._received,
-            messages_dropped=links.dropped if links else 0,
+            messages_dropped=links.dropped if links is not None else 0,
             questions_answered=self._answered,
-            streams=len(links) if links else 0,
+            streams=len(links) if links is not None else 0,
         )
 
     # Questions to a peer itself.
@@ -321,6 +323,8 @@ class CatalogService:
             if data is None or self._blame.banned(stream.peer):
                 return
             self._received += 1
+            await self._pace.turn(stream.peer)
+            began_at_s = trio.current_time()
             message = CODEC.decode(data)
             match message:
                 case AskHolding(manifest_digest):
@@ -333,6 +337,7 @@ class CatalogService:
                     raise RemoteProtocolError(f"{type(message).__name__} to no question")
                 case _:
                     self._feed(Heard(stream.peer, message, self._wall_ms()))
+                    self._pace.took(stream.peer, trio.current_time() - began_at_s)
 
     async def _answer(self, stream: Stream, answer: object) -> None:
         self._answered += 1

@@ -11,6 +11,7 @@ from node.errors import HerdError, NotFound
 from node.events import AdvertSeen
 from node.ports import Stream, TransportError
 from node.services.catalog_links import KEYS_WAITING_MAX, OUTBOX_LENGTH_MAX, PROTOCOL, Links
+from node.services.catalog_pace import Pace
 from protocols.catalog.config import CatalogConfig
 from protocols.catalog.messages import CODEC, KEYS_MAX, Advert, AskVersion, HoldingAnswer, Records, VersionAnswer
 from protocols.catalog.records import Holding
@@ -21,6 +22,8 @@ from tests.support_discovery import Hosts, acquaint
 from tests.support_transport import simulated_nodes
 
 NAME = full("m:1")
+
+took = Pace.took
 
 
 @pytest.fixture
@@ -82,6 +85,7 @@ async def test_streams_close_when_nothing_is_said(hosts: Hosts, autojump_clock: 
         await trio.sleep(100)
         assert ann.catalog.statistics().streams == 0
         assert bob.catalog.statistics().streams == 0
+        assert ann.catalog.statistics().messages_sent > 0, "a total does not go back when the streams close"
 
 
 async def test_a_provider_is_asked_itself(hosts: Hosts, autojump_clock: MockClock) -> None:
@@ -266,3 +270,25 @@ async def test_a_peer_that_talks_into_our_stream_is_blamed_and_ends_nothing_else
         await trio.sleep(100)
         assert ann.blame.view(bob.peer).counts == {"protocol": 1}
         assert ann.catalog.names() == [NAME], "ann goes on"
+
+
+async def test_a_flood_from_many_streams_of_one_peer_is_handled_in_turns(
+    hosts: Hosts, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pace, "took", lambda pace, peer, busy_s: took(pace, peer, 0.05))
+    async with hosts.open("ann") as ann, hosts.open("bob") as bob, trio.open_nursery() as nursery:
+        bob.transport.learn(ann.peer, ann.transport.addresses())
+
+        async def flood() -> None:
+            stream = await bob.transport.open(ann.peer, PROTOCOL, timeout_s=5)
+            for _ in range(20):
+                await stream.send(CODEC.encode(Advert((), ())))
+
+        for _ in range(8):
+            nursery.start_soon(flood)
+        await trio.sleep(15)
+        handled = ann.catalog.statistics().messages_received
+        assert 95 <= handled <= 115, (
+            "15 s hold 100 turns of 0.05 s with their rests, and each stream has one that waits"
+        )
+        nursery.cancel_scope.cancel()
