@@ -183,12 +183,9 @@ def _node_metrics(node: HerdNode) -> Iterator[Metric]:
 
 
 def _status_metrics(status: NodeStatus) -> Iterator[Metric]:
+    # What the store's own statistics tell (models, bytes, free disk) is not told twice.
     rows: list[tuple[str, str, float]] = [
         ("herd_uptime_seconds", "Time since the node started.", status.uptime_s),
-        ("herd_models", "Models in the store.", status.models),
-        ("herd_stored_bytes", "Bytes of the store's blobs.", status.stored_bytes),
-        ("herd_free_disk_bytes", "Free bytes on the store's disk.", status.free_disk_bytes),
-        ("herd_unverified_bytes", "Bytes not yet verified.", status.unverified_bytes),
         ("herd_transfers_running", "Pulls going on.", len(status.transfers)),
     ]
     for name, text, value in rows:

@@ -28,7 +28,7 @@ def _check(pattern: re.Pattern[str], part: str, kind: str, text: str) -> None:
         )
         raise InvalidName(
             f"invalid model name {text[:120]!r}: {kind} {part[:60]!r} must begin with a letter, digit or _"
-            f" and hold only {allowed}"
+            f" and hold {allowed} and nothing else, at most {350 if kind == 'host' else 80} characters"
         )
 
 

@@ -1,7 +1,7 @@
 """The routes of the API: what each takes, what it asks of the node, what it answers."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -27,9 +27,6 @@ from node.metrics import Metrics
 from node.views import to_json
 from protocols.names import InvalidName, ModelName
 
-Health = Callable[[], Sequence[str]]
-"""Why the node is not healthy now, one sentence each; nothing when it is."""
-
 PATTERN_LENGTH_MAX = 512
 GOING_AWAY = 1001
 """The WebSocket close code of RFC 6455 for a server that stops."""
@@ -38,11 +35,10 @@ GOING_AWAY = 1001
 class Api:
     """The endpoints, over one node. `stopping` is set when the node begins to leave."""
 
-    def __init__(self, node: HerdNode, config: ApiConfig, metrics: Metrics, health: Health) -> None:
+    def __init__(self, node: HerdNode, config: ApiConfig, metrics: Metrics) -> None:
         self._node = node
         self._config = config
         self._metrics = metrics
-        self._health = health
         self.stopping = trio.Event()
 
     def application(self) -> Starlette:
@@ -71,8 +67,8 @@ class Api:
         return app
 
     async def health(self, request: Request) -> Response:
-        """200 `{"healthy": true}`, or 503 with the reasons."""
-        reasons = list(self._health())
+        """200 `{"healthy": true}`, or 503 with the reasons: the node stops, or its disk takes nothing more."""
+        reasons = []
         if self.stopping.is_set():
             reasons.append("the node is stopping")
         if self._node.status().free_disk_bytes <= 0:

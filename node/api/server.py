@@ -18,7 +18,7 @@ from hypercorn.typing import ConnectionState
 from hypercorn.utils import wrap_app
 
 from node.api.config import ApiConfig, split_listen
-from node.api.routes import Api, Health
+from node.api.routes import Api
 from node.errors import UsageError
 from node.facade import HerdNode
 from node.metrics import Metrics
@@ -208,15 +208,14 @@ async def serve_api(
     config: ApiConfig,
     metrics: Metrics,
     *,
-    health: Health = tuple,
     task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve the node's API until cancelled; `task_status.started` tells its URL, `http://HOST:PORT`.
 
-    `health` gives further reasons for which /api/health answers 503. UsageError when `config.listen` cannot be
-    listened on. When cancelled, running requests are ended with an error line within `config.stop_grace_s`.
+    UsageError when `config.listen` cannot be listened on. When cancelled, running requests are ended with an error
+    line within `config.stop_grace_s`.
     """
-    connections = _Connections(Api(node, config, metrics, health), config)
+    connections = _Connections(Api(node, config, metrics), config)
     async with await _BoundSocket.open(config.listen) as bound, trio.open_nursery() as nursery:
         await nursery.start(connections.run)
         nursery.start_soon(metrics.follow, node)

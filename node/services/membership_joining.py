@@ -185,6 +185,6 @@ class Joiner:
             raise JoinRefused(f"no bootstrap peer admits this node: {reasons}")
         if any(door.attempts < self._config.join_attempts and not door.refused for door in bootstrap):
             return False
-        named = ", ".join(f"{short_peer(door.peer)} ({door.problem})" for door in bootstrap or doors)
+        named = ", ".join(f"{short_peer(door.peer)} ({door.problem or 'no answer yet'})" for door in bootstrap or doors)
         log.warning("no member answers yet, trying on in the background; asked: %s", named)
         return True

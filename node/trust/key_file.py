@@ -47,7 +47,12 @@ def load_key(path: Path) -> bytes | None:
         data = os.read(descriptor, _READ_SIZE_BYTES_MAX)
     finally:
         os.close(descriptor)
-    return parse_key(data.decode("ascii", "replace"), str(path))
+    try:
+        return parse_key(data.decode("ascii", "replace"), str(path))
+    except UsageError as error:
+        raise UsageError(
+            f"{error}; bring it back from a copy, or remove it: a key that is given, else a new one, is put there"
+        ) from None
 
 
 def create_key(path: Path, key: bytes) -> bytes:

@@ -70,6 +70,13 @@ def test_a_file_that_holds_no_key_is_named_and_its_text_is_not_repeated(tmp_path
         assert not text or text not in str(caught.value)
 
 
+def test_a_damaged_key_file_is_told_with_what_to_do(tmp_path: Path) -> None:
+    create_mesh_key(tmp_path)
+    (tmp_path / "mesh.key").write_text("")
+    with pytest.raises(UsageError, match=r"found 0 characters .*; bring it back from a copy, or remove it: a key that"):
+        load_mesh_key(tmp_path)
+
+
 def test_a_folder_or_a_pipe_is_no_key(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "mesh.key")
     with pytest.raises(UsageError, match="a key is a regular file"):

@@ -137,3 +137,10 @@ def test_an_option_checks_its_limits_and_can_be_asked_for_them() -> None:
     with pytest.raises(ValueError, match="one of a, b"):
         Config(mode="c")
     assert attrs.fields(Config).timeout_s.metadata[OPTION].unit == "s"
+
+
+def test_a_name_that_is_too_long_is_told_how_long_it_may_be() -> None:
+    with pytest.raises(InvalidName, match=r"model 'x+' must begin with .* - . and nothing else, at most 80 characters$"):
+        ModelName.parse("x" * 81)
+    with pytest.raises(InvalidName, match=r"host .* at most 350 characters$"):
+        ModelName.parse("-/a/b")
