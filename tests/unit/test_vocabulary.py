@@ -140,7 +140,7 @@ def test_an_option_checks_its_limits_and_can_be_asked_for_them() -> None:
 
 
 def test_a_name_that_is_too_long_is_told_how_long_it_may_be() -> None:
-    with pytest.raises(InvalidName, match=r"model 'x+' must begin with .* - . and nothing else, at most 80 characters$"):
+    with pytest.raises(InvalidName, match=r"model 'x+' must begin .* and nothing else, at most 80 characters$"):
         ModelName.parse("x" * 81)
     with pytest.raises(InvalidName, match=r"host .* at most 350 characters$"):
         ModelName.parse("-/a/b")
