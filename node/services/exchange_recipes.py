@@ -94,15 +94,18 @@ class Recipes:
         return self._wanted_id is not None and self._wanted_id in self._refused
 
     async def resumed(self, blobs: Blobs) -> ChosenRecipe | None:
-        """The recipe under which part of the blob is here already, if that is acceptable."""
-        if blobs.held(self._digest) is None:
+        """The recipe under which the blob is here already: any that is acceptable, or whatever the whole has."""
+        held = blobs.held(self._digest)
+        if held is None:
             return None
         try:
             recipe = await blobs.recipe(self._digest)
         except BlobMissing:
             return None
         chosen = ChosenRecipe(recipe, recipe.id(), None)
-        return chosen if recipe.size_bytes == self._size_bytes and self.acceptable(chosen.id) else None
+        # Nothing has to come of what is here whole, so no holder has to cut it alike.
+        of_use = self.acceptable(chosen.id) or (held.complete() and chosen.id not in self._refused)
+        return chosen if recipe.size_bytes == self._size_bytes and of_use else None
 
     async def choose(self) -> ChosenRecipe:
         """Wait for offers and get the recipe that most givers have, from one of them."""

@@ -280,3 +280,13 @@ async def test_a_swarm_of_blobs_both_ways(autojump_clock: trio.testing.MockClock
             statistics = peer.exchange.statistics()
             assert statistics.outstanding_bytes == statistics.serve_buffered_bytes == 0
             assert statistics.received_bytes == statistics.stored_bytes + statistics.duplicate_bytes
+
+
+async def test_what_is_here_whole_needs_no_holder_however_it_is_cut(autojump_clock: trio.testing.MockClock) -> None:
+    data = some_bytes(8 * CHUNK)
+    stated = cut(data, CHUNK)
+    async with open_swarm() as swarm:
+        holder = await swarm.add("holder", MemoryBlobs(chunk_size_bytes=2 * CHUNK))
+        holder.blobs.add(data)
+        report = await holder.fetch(stated.digest, len(data), [], recipe_id=stated.id())
+        assert (report.fetched_bytes, report.resumed_bytes) == (0, len(data))
