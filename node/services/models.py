@@ -12,7 +12,7 @@ from pathlib import Path
 import trio
 
 from node.errors import HerdError, NotFound, UsageError
-from node.events import EventBus, StoreChanged
+from node.events import EventBus, EventsLost, StoreChanged
 from node.facade import OnProgress, Through
 from node.ports import BlobMissing, Blobs, Models, StoreError
 from node.services.catalog import CatalogService
@@ -80,7 +80,7 @@ class ModelService:
                 task_status.started()
                 await self.announce()
                 async for event in events:
-                    if isinstance(event, StoreChanged):
+                    if isinstance(event, StoreChanged | EventsLost):
                         await trio.sleep(ANNOUNCE_PAUSE_S)
                         events.discard()
                         await self.announce()

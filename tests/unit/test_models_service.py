@@ -13,7 +13,7 @@ from trio.testing import MockClock
 
 from node.blame import BlameLedger
 from node.errors import NotFound, UsageError, VerificationFailed
-from node.events import EventBus, TransferEnded
+from node.events import QUEUE_LENGTH_MAX, EventBus, TransferEnded, TransferProgressed
 from node.identity import Identity
 from node.ports import BlobMissing, StoreError
 from node.services.catalog import CatalogService
@@ -480,3 +480,15 @@ async def test_a_blob_that_goes_while_it_is_announced_is_not_announced(
         monkeypatch.undo()
         await host.models.announce()
         assert [holding.state for holding in host.catalog.holdings()] == ["complete"]
+
+
+async def test_a_change_of_the_store_that_was_lost_among_other_events_is_announced(autojump_clock: MockClock) -> None:
+    async with open_mesh() as mesh:
+        first, second = await mesh.host(), await mesh.host()
+        await trio.sleep(5)
+        await first.hold("llama", WEIGHTS)
+        # No checkpoint has passed since: the store's event is still in the queue, and drops out of it here.
+        for held_bytes in range(QUEUE_LENGTH_MAX):
+            first.bus.publish(TransferProgressed("id", "other:latest", "", held_bytes, QUEUE_LENGTH_MAX, {}))
+        await trio.sleep(5)
+        assert [model.name for model in await second.models.discover("*")] == ["llama:latest"]
