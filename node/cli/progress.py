@@ -6,7 +6,6 @@ from typing import Any, Protocol
 
 from node.cli.output import (
     as_view,
-    complain,
     console,
     document,
     line,
@@ -132,8 +131,3 @@ class BarDisplay:
             amount=f"{size_text(progress.held_bytes)} of {size_text(progress.size_bytes)}",
             sources=sources_text(len(progress.sources)) if progress.sources else "",
         )
-
-
-def tell_interrupted(command: str) -> None:
-    """What Ctrl-C leaves behind and how to go on."""
-    complain(f"interrupted; what was checked is kept, `{command}` goes on from there")

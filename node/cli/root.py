@@ -215,7 +215,7 @@ def add(home: Path | None, models: str | None, as_json: bool, file: Path, name: 
     The model stands in this node's store as Ollama lays it out; where it can, the file is linked, not copied.
     """
     arguments = {"path": str(file.absolute()), **({"name": name} if name else {})}
-    report = _operate(home, "/api/mesh/add", arguments, as_json, f"herd add {file}")
+    report = _operate(home, "/api/mesh/add", arguments, as_json, "nothing was added; repeat the command")
     if not as_json:
         line(f"added {report['name']} ({size_text(report['size_bytes'])}, {short_id(report['digest'])})")
 
@@ -228,7 +228,8 @@ def pull(home: Path | None, models: str | None, as_json: bool, name: str) -> Non
 
     It goes on where an earlier pull ended; what was checked once does not travel again.
     """
-    report = _operate(home, "/api/mesh/pull", {"name": name}, as_json, f"herd pull {name}")
+    resume = f"what was checked is kept, `herd pull {name}` goes on from there"
+    report = _operate(home, "/api/mesh/pull", {"name": name}, as_json, resume)
     if as_json:
         return
     fetched, seconds = report["fetched_bytes"], report["seconds"]
@@ -242,14 +243,15 @@ def pull(home: Path | None, models: str | None, as_json: bool, name: str) -> Non
         line(f"  {size_text(size_bytes)} from {peer}")
 
 
-def _operate(home: Path | None, path: str, arguments: dict[str, str], as_json: bool, again: str) -> dict[str, Any]:
-    from node.cli.progress import follow, tell_interrupted
+def _operate(home: Path | None, path: str, arguments: dict[str, str], as_json: bool, left: str) -> dict[str, Any]:
+    """Run an operation and show it; `left` says after Ctrl-C what is left of it and how to go on."""
+    from node.cli.progress import follow
 
     try:
         with _client(home) as client:
             return follow(client.operate(path, **arguments), json_lines=as_json)
     except KeyboardInterrupt:
-        tell_interrupted(again)
+        complain(f"interrupted; {left}")
         sys.exit(INTERRUPTED)
 
 

@@ -160,6 +160,17 @@ async def test_ctrl_c_cancels_the_pull_and_says_how_to_resume(tmp_path: Path) ->
         )
 
 
+def test_ctrl_c_of_an_add_promises_nothing(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    def interrupted(home: Path | None) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("node.cli.root._client", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        run(["add", "x.gguf"])
+    assert ended.value.code == 130
+    assert capfd.readouterr().err == "herd: interrupted; nothing was added; repeat the command\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "line"),
     [
