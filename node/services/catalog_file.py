@@ -1,6 +1,7 @@
 """The catalog on disk: one SQLite table of records, so that a restarted node knows at once what it knew.
 
-Nothing here is precious: every record can be learned again from the members. A damaged file is set aside.
+Nothing here is precious: every record can be learned again from the members. A damaged file is set aside, also when
+only a record in it is damaged: members would take that for a forgery of ours.
 """
 
 import logging
@@ -8,6 +9,8 @@ import os
 import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
+
+from blake3 import blake3
 
 from node.errors import HerdError
 from protocols.catalog.events import Restored
@@ -18,6 +21,20 @@ from protocols.errors import RemoteProtocolError
 log = logging.getLogger("herd.catalog")
 
 SCHEMA = 1
+
+CHECKSUM_SIZE_BYTES = 16
+
+OUTSIDE_CAUSES = (
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_CANTOPEN,
+)
+"""What SQLite reports when not the file's contents but its surroundings are in the way."""
 
 VERSION, INVENTORY = 1, 2
 
@@ -40,13 +57,16 @@ class CatalogFile:
     def load(self) -> Restored:
         """Everything in the file. HerdError when a newer release wrote it or it cannot be opened at all."""
         try:
-            return self._load()
-        except (sqlite3.DatabaseError, RemoteProtocolError) as error:
-            if isinstance(error, sqlite3.OperationalError):
-                self.close()
-                raise HerdError(f"the catalog's file {self._path} cannot be used: {error}") from error
-            self._set_aside(error)
-            return self._load()
+            try:
+                return self._load()
+            except (sqlite3.Error, RemoteProtocolError, UnicodeDecodeError) as error:
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF in OUTSIDE_CAUSES:
+                    raise
+                self._set_aside(error)
+                return self._load()
+        except (sqlite3.Error, OSError) as error:
+            self.close()
+            raise HerdError(f"the catalog's file {self._path} cannot be used: {error}") from error
 
     def _load(self) -> Restored:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +85,8 @@ class CatalogFile:
         connection.execute(f"PRAGMA user_version = {SCHEMA}")
         versions: list[VersionRecord] = []
         inventories: list[Inventory] = []
-        for kind, data in connection.execute("SELECT kind, record FROM records ORDER BY key"):
+        for kind, stored in connection.execute("SELECT kind, record FROM records ORDER BY key"):
+            data = _checked(stored)
             if kind == VERSION:
                 versions.append(unpack(data, VersionRecord))
             else:
@@ -85,7 +106,7 @@ class CatalogFile:
         if self._connection is None:
             raise HerdError(f"the catalog's file {self._path} is not open")
         kept = [
-            (_stored(key), VERSION if isinstance(record, VersionRecord) else INVENTORY, pack(record))
+            (_stored(key), VERSION if isinstance(record, VersionRecord) else INVENTORY, _with_checksum(pack(record)))
             for key, record in changes.items()
             if record is not None
         ]
@@ -107,3 +128,13 @@ class CatalogFile:
 
 def _stored(key: Key) -> bytes:
     return key if isinstance(key, bytes) else key.encode()
+
+
+def _with_checksum(data: bytes) -> bytes:
+    return blake3(data).digest(CHECKSUM_SIZE_BYTES) + data
+
+
+def _checked(stored: object) -> bytes:
+    if not isinstance(stored, bytes) or stored != _with_checksum(stored[CHECKSUM_SIZE_BYTES:]):
+        raise RemoteProtocolError("a record is not as it was written")
+    return stored[CHECKSUM_SIZE_BYTES:]

@@ -32,7 +32,16 @@ def test_records_are_there_after_a_restart(tmp_path: Path) -> None:
     assert restored.inventories == [inventory(ALICE, 2, 1, 2)]
 
 
-@pytest.mark.parametrize("damage", ["no database", "a record that is none"])
+DAMAGE = {
+    "a record that is none": "UPDATE records SET record = x'ff'",
+    "a record that is text": "UPDATE records SET record = CAST(x'ff00ff' AS TEXT)",
+    "a record of no kind": "UPDATE records SET kind = 9",
+    "a signature with a flipped bit": "UPDATE records SET record = substr(record, 1, length(record) - 1) || x'00'",
+    "another table": "DROP TABLE records; CREATE TABLE records (x)",
+}
+
+
+@pytest.mark.parametrize("damage", ["no database", "cut short", *DAMAGE])
 def test_a_damaged_file_is_set_aside(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "catalog.sqlite"
     file = CatalogFile(path)
@@ -41,19 +50,18 @@ def test_a_damaged_file_is_set_aside(tmp_path: Path, damage: str) -> None:
     file.close()
     if damage == "no database":
         path.write_bytes(b"this is no database" * 100)
+    elif damage == "cut short":
+        path.write_bytes(path.read_bytes()[:5000])
     else:
         connection = sqlite3.connect(path)
-        with connection:
-            connection.execute("UPDATE records SET record = x'ff'")
+        connection.executescript(DAMAGE[damage])
         connection.close()
     file = CatalogFile(path)
     assert file.load().versions == []
     file.write({b"k" * 32: version(ALICE, "m:1", 1)})
     file.close()
     assert path.with_name("catalog.sqlite.damaged").exists()
-    again = CatalogFile(path)
-    assert len(again.load().versions) == 1
-    again.close()
+    assert len(CatalogFile(path).load().versions) == 1
 
 
 def test_a_file_of_a_newer_release_is_left_alone(tmp_path: Path) -> None:
