@@ -4,11 +4,12 @@
     -------------------------   ------------------------   -------------------------------------------
     record i                    nothing, or record j < i   alive with record i (state left if it says so)
     record i, says "left"       record i, not left         left
-    suspect i, accuser a        alive, record i            suspect; the timeout begins
+    suspect i, accuser a        alive, record i            suspect; the timeout begins (unless a is held for dead)
     suspect i, accuser b        suspect, record i          suspect; an independent accuser shortens the timeout
     timeout                     suspect                    dead
     dead i                      alive or suspect, rec. i   dead
     suspect or dead i           this node, at i            this node refutes: record i + 1
+    dead i                      this node, at i            its own suspicions of others end: it was cut off itself
     record i signed by us       this node, below i         this node goes on from i + 1 (it was restarted)
 
 Only the subject can sign a record, so nobody can move or resurrect another; accusations are anybody's word and
@@ -156,9 +157,16 @@ class Beliefs:
                 self.hear_record(record, now)
             case SuspectUpdate(peer, incarnation, accuser):
                 known = accuser == self.own.peer or self.table.get(accuser) is not None
-                self.suspect(peer, incarnation, accuser if known else sender, now)
+                if self._may_judge(accuser):
+                    self.suspect(peer, incarnation, accuser if known else sender, now)
             case DeadUpdate(peer, incarnation, accuser):
-                self._hear_dead(peer, incarnation, now)
+                if peer == self.own.peer or self._may_judge(accuser):
+                    self._hear_dead(peer, incarnation, now)
+
+    def _may_judge(self, accuser: PeerId) -> bool:
+        """Whether an accuser's word counts: one that is itself held for dead heard nobody because it was cut off."""
+        member = self.table.get(accuser)
+        return member is None or member.state != DEAD
 
     def hear_table(self, sender: PeerId, table: Table, now: float) -> None:
         """Merge a peer's whole table. What a node learns when it joins it does not spread: the others know it."""
@@ -179,7 +187,9 @@ class Beliefs:
         gone = entry.state in (DEAD, LEFT)
         age_s = entry.age_s if 0 <= entry.age_s <= self._config.forget_after_s else self._config.forget_after_s
         record = self.hear_record(entry.record, now, spread=spread, gone_for_s=age_s if gone else None)
-        if entry.state in (SUSPECT, DEAD):
+        if entry.state == DEAD and record.peer == self.own.peer:
+            self._was_given_up(record.incarnation, now)
+        elif entry.state in (SUSPECT, DEAD):
             self.suspect(record.peer, record.incarnation, sender, now)
 
     def hear_record(
@@ -271,11 +281,21 @@ class Beliefs:
 
     def _hear_dead(self, peer: PeerId, incarnation: int, now: float) -> None:
         if peer == self.own.peer:
-            self._refute(incarnation)
+            self._was_given_up(incarnation, now)
             return
         member = self.table.get(peer)
         if member is not None and member.reachable and member.record.incarnation == incarnation:
             self._declare_dead(member, now)
+
+    def _was_given_up(self, incarnation: int, now: float) -> None:
+        """This node is held for dead: so it was cut off, and that it heard nobody says nothing of the others."""
+        if incarnation == self.own.incarnation and not self.own.left:
+            for member in self.table.members():
+                if member.state in (SUSPECT, DEAD):
+                    self.updates.drop(member.peer)
+                if member.state == SUSPECT:
+                    self._set(attrs.evolve(member, state=ALIVE, since=now), member)
+        self._refute(incarnation)
 
     def _declare_dead(self, member: Member, now: float) -> None:
         self._set(attrs.evolve(member, state=DEAD, since=now), member)

@@ -35,6 +35,10 @@ class UpdateQueue:
         self._serial += 1
         self._waiting[subject] = _Waiting(encoded, self._serial)
 
+    def drop(self, subject: PeerId) -> None:
+        """Spread nothing of a subject any more."""
+        self._waiting.pop(subject, None)
+
     def take(self, size_bytes_max: int, sent_max: int, first: tuple[bytes, ...] = ()) -> tuple[bytes, ...]:
         """Updates for one message within a size: `first` ones, then those least sent, newest before older.
 

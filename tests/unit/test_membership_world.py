@@ -107,6 +107,19 @@ def test_partition_splits_the_mesh_and_heals_by_itself() -> None:
     assert world.everybody_sees_everybody()
 
 
+@pytest.mark.parametrize("cut_s", [30, 40, 60, 80, 100])
+@pytest.mark.parametrize("count", [5, 10, 30])
+def test_whoever_was_cut_off_talks_nobody_to_death_when_it_is_back(count: int, cut_s: float) -> None:
+    world = _mesh(count)
+    world.partition([count], range(1, count))
+    world.run(cut_s)
+    world.heal()
+    world.changes.clear()
+    world.run(45)
+    assert world.everybody_sees_everybody()
+    assert [change for change in world.changes if change[1] != count and change[3] == "dead"] == []
+
+
 def test_member_without_udp_stays_alive_through_stream_probes() -> None:
     world = _mesh(6)
     world.changes.clear()
