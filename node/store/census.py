@@ -59,9 +59,11 @@ class Census:
         self._named_by: dict[Digest, dict[ModelName, int]] = {}
         self._told: dict[ModelName, tuple[str, str]] = {}
         self._dirty: dict[ModelName, None] = {}
-        # The size of what waits to be read, and the same sorted by size: a store may have a hundred thousand blobs.
-        self._waiting: dict[Digest, int] = {}
-        self._by_size: list[tuple[int, Digest]] = []
+        # What waits to be read, by size and, among equals, by when it was found: so one model is complete after the
+        # other. Kept sorted, because a store may have a hundred thousand blobs.
+        self._waiting: dict[Digest, tuple[int, int]] = {}
+        self._in_order: list[tuple[tuple[int, int], Digest]] = []
+        self._found = 0
         self._changes = 0
         self._changed = trio.Event()
         self._work = trio.Event()
@@ -157,9 +159,13 @@ class Census:
         """Have this file read, if it is worth it and was not yet."""
         file = self._files.get(digest)
         if file is not None and file.state == UNVERIFIED and self._size_is_named(file):
+            waiting = self._waiting.get(digest)
+            if waiting is not None and waiting[0] == file.key.size_bytes:
+                return
             self.postpone(digest)
-            self._waiting[digest] = file.key.size_bytes
-            insort(self._by_size, (file.key.size_bytes, digest))
+            self._found += 1
+            place = self._waiting[digest] = (file.key.size_bytes, self._found)
+            insort(self._in_order, (place, digest))
             self._work.set()
             self._work = trio.Event()
 
@@ -170,13 +176,13 @@ class Census:
 
     def next_unverified(self) -> BlobFile | None:
         """The file to read next: the smallest, so that small models are complete first."""
-        return self._files[self._by_size[0][1]] if self._by_size else None
+        return self._files[self._in_order[0][1]] if self._in_order else None
 
     def postpone(self, digest: Digest) -> None:
         """Do not read this file until something is heard of it again."""
-        size_bytes = self._waiting.pop(digest, None)
-        if size_bytes is not None:
-            del self._by_size[bisect_left(self._by_size, (size_bytes, digest))]
+        place = self._waiting.pop(digest, None)
+        if place is not None:
+            del self._in_order[bisect_left(self._in_order, (place, digest))]
 
     async def wait_unverified(self) -> None:
         """Until there may be a file to read."""
@@ -185,7 +191,7 @@ class Census:
 
     def unverified_bytes(self) -> int:
         """What is still to be read."""
-        return sum(self._waiting.values())
+        return sum(size_bytes for size_bytes, _ in self._waiting.values())
 
     # -- what follows for models
 
