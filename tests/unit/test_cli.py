@@ -440,8 +440,9 @@ async def test_watch_follows_events_across_a_restart_of_the_node(tmp_path: Path)
             await wait_for("MemberChanged", 2)
             process.send_signal(signal.SIGINT)
             assert process.stderr is not None
-            assert await rest(process.stderr) == "herd: interrupted\n"
-            assert await process.wait() == 130
+            with trio.fail_after(60):
+                assert await rest(process.stderr) == "herd: interrupted\n"
+                assert await process.wait() == 130
     assert process.stderr is not None
     assert process.stdout is not None
     await process.stderr.aclose()
