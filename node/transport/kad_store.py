@@ -4,6 +4,7 @@ import time
 
 import base58
 from libp2p.kad_dht.common import BUCKET_SIZE
+from libp2p.kad_dht.pb.kademlia_pb2 import Record
 from libp2p.kad_dht.provider_store import ProviderRecord, ProviderStore
 from libp2p.kad_dht.value_store import ValueStore
 from libp2p.peer.peerinfo import PeerInfo
@@ -49,7 +50,16 @@ class HeadValidator(Validator):  # type: ignore[misc]  # py-libp2p is not typed 
 
 
 class BoundedValueStore(ValueStore):  # type: ignore[misc]  # as above
-    """Past its limit it forgets what it has had for longest, without walking over everything."""
+    """Past its limit it forgets what it has had for longest, without walking over everything.
+
+    Of a record it keeps what is checked: a head is signed in itself, and whatever else a peer put around it, up to the
+    megabyte that py-libp2p lets in, would be kept 20,000 times.
+    """
+
+    def put_record(self, key: bytes, record: Record) -> None:
+        """Keep a record whose value was validated."""
+        self.store.pop(key, None)
+        super().put_record(key, Record(key=record.key, value=record.value, timeReceived=record.timeReceived))
 
     def _evict_if_full(self) -> None:
         while len(self.store) >= VALUES_MAX:

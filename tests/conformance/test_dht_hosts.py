@@ -10,7 +10,7 @@ import trio
 from libp2p.custom_types import TProtocol
 from libp2p.kad_dht.common import PROTOCOL_ID
 from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
-from libp2p.kad_dht.pb.kademlia_pb2 import Message
+from libp2p.kad_dht.pb.kademlia_pb2 import Message, Record
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 from libp2p.records.validator import NamespacedValidator
@@ -260,6 +260,30 @@ async def test_values_kept_for_others_are_bounded(monkeypatch: pytest.MonkeyPatc
         for number in range(5):
             store.put(b"key %d" % number, b"value")
         assert list(store.store) == [b"key 2", b"key 3", b"key 4"]
+
+
+async def test_what_a_peer_puts_around_a_head_is_not_kept() -> None:
+    async with directories(2) as [(transport, directory), (liar, other)]:
+        head = version(person(1), "m:1", 1, at_ms=int(time.time() * 1000)).head()
+        key = value_key(name_key(head.name)).encode()
+        message = Message(type=Message.MessageType.PUT_VALUE, key=key)
+        message.record.key, message.record.value = key, pack_head(head)
+        message.record.author = bytes(900_000)
+        host = kad_client.DhtHost(liar.host)
+        await kad_client.ask(host, ID.from_base58(transport.peer_id), message)
+        kept = directory._dht.value_store.get(key)
+        assert kept.value == pack_head(head)
+        assert len(kept.SerializeToString()) < 1500
+        assert await other.get(name_key(head.name)) == pack_head(head)
+
+
+async def test_a_value_put_again_is_the_newest_and_makes_no_other_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.transport.kad_store.VALUES_MAX", 3)
+    async with directories(1) as [(transport, _)]:
+        store = BoundedValueStore(transport.host, transport.host.get_id())
+        for key in (b"a", b"b", b"c", b"a"):
+            store.put_record(key, Record(key=key, value=b"value"))
+        assert list(store.store) == [b"b", b"c", b"a"]
 
 
 def test_the_validator_keeps_names_apart_and_the_future_out() -> None:
