@@ -69,7 +69,7 @@ class MemberTable:
         was_reachable = before is not None and before.reachable
         if member.reachable != was_reachable:
             self._reachable = None
-            if member.reachable:
+            if member.reachable and member.peer not in self._order[self._next :]:
                 self._order.insert(self._rng.randint(min(self._next, len(self._order)), len(self._order)), member.peer)
         return True
 

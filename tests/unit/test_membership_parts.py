@@ -195,6 +195,17 @@ def test_newcomer_is_probed_within_the_running_round() -> None:
     assert Person(9).peer in rest
 
 
+def test_a_member_that_comes_and_goes_often_is_probed_no_more_than_others() -> None:
+    table = MemberTable(100, random.Random(1))
+    for number in range(1, 11):
+        table.put(_member(number))
+    for _ in range(1000):
+        table.put(_member(10, "left"))
+        table.put(_member(10, "alive"))
+    probed = [table.next_probe() for _ in range(20)]
+    assert [member.peer for member in probed if member].count(Person(10).peer) <= 3
+
+
 def test_the_dead_are_not_probed_and_an_empty_table_probes_nobody() -> None:
     table = MemberTable(100, random.Random(1))
     assert table.next_probe() is None
