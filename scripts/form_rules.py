@@ -18,7 +18,7 @@ UNFINISHED = re.compile(r"\b(TOD[O]|FIXM[E]|XX[X]|NotImplementedErro[r])\b")
 MACHINE_PATHS = re.compile(r"/wor[k]/(main|shared)|/roo[t]/|/hom[e]/\w|\.\./share[d]")
 REGISTRY_HOSTS = re.compile(r"pyp[i]\.org|pythonhoste[d]|registr[y]\.npmjs|de[b]\.debian")
 
-ASSERTING_CALLS = re.compile(r"^(assert|check|expect|verify|raises|RaisesGroup|warns|fail)")
+ASSERTING_CALLS = re.compile(r"^(assert|check|expect|verify|raises|RaisesGroup|warns|fail$)")
 ISOLATES = re.compile(r"#\s*boundary:", re.IGNORECASE)
 REAL_TIME = re.compile(r"#\s*real time:", re.IGNORECASE)
 
@@ -156,7 +156,9 @@ def real_sleeps(source: Source) -> Iterator[Finding]:
 
 def _sleeps(call: ast.Call) -> bool:
     match call:
-        case ast.Call(func=ast.Attribute(value=ast.Name(id="trio" | "time"), attr="sleep"), args=arguments):
+        case ast.Call(
+            func=ast.Attribute(value=ast.Name(id="trio" | "time"), attr="sleep" | "sleep_until"), args=arguments
+        ):
             return [ast.unparse(argument) for argument in arguments] != ["0"]
     return False
 

@@ -1,7 +1,7 @@
 """Whole nodes in one process, opened as a program opens them: what the composition root ties together is tied."""
 
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -9,12 +9,14 @@ import httpx
 import pytest
 import trio
 
+from node import app
 from node.app import open_node
 from node.config import load_config
 from node.errors import HerdError, UsageError
 from node.local_node import LocalNode
 from node.ports import TransportError
 from node.views import Progress, TransferView
+from protocols.ids import PeerId
 from tests.e2e.support import write_llama
 from tests.support_transport import until
 
@@ -31,13 +33,14 @@ ROOMS = ("store", "transport", "datagrams", "dht", "membership", "catalog", "dis
 
 @asynccontextmanager
 async def running(
-    home: Path, mesh_key: bytes | None = None, bootstrap: Sequence[str] = (), zone: str = "none"
+    home: Path, mesh_key: bytes | None = None, bootstrap: Sequence[str] = (), zone: str = "none", mdns: bool = False
 ) -> AsyncIterator[LocalNode]:
     """A node with its home and store in one folder."""
     environment = {"HERD_LABELS_ZONE": zone}
     if mesh_key is not None:
         environment["HERD_MESH_KEY"] = mesh_key.hex()
     flags = {**LOOPBACK, "store.models_path": str(home / "models"), "network.bootstrap": list(bootstrap)}
+    flags["network.mdns"] = mdns
     async with open_node(load_config(home, environment, flags).config) as node:
         assert isinstance(node, LocalNode)
         yield node
@@ -94,6 +97,27 @@ async def test_what_a_node_knew_it_knows_again_at_once(tmp_path: Path) -> None:
         async with running(tmp_path / "two", key) as two:
             assert two.catalog.names() == ["registry.ollama.ai/library/llama:latest"]
             assert await two.discover("*") == [], "known, but nobody who holds it is alive"
+
+
+async def test_what_multicast_dns_finds_is_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[str] = []
+
+    @asynccontextmanager
+    async def open_fake_mdns(
+        peer: PeerId, addresses: Sequence[str], found: Callable[[str], None], **_options: object
+    ) -> AsyncIterator[None]:
+        for multiaddr in heard:
+            found(multiaddr)
+        yield
+
+    monkeypatch.setattr(app, "open_mdns", open_fake_mdns)
+    with trio.fail_after(60):
+        async with running(tmp_path / "one") as one:
+            heard += one.status().addresses
+            key = key_of(tmp_path / "one")
+            async with running(tmp_path / "deaf", key) as deaf, running(tmp_path / "two", key, mdns=True) as two:
+                await until(lambda: two.status().members_alive == 1)
+                assert deaf.status().members_alive == 0
 
 
 async def test_one_home_opens_one_node(tmp_path: Path) -> None:

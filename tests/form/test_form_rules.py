@@ -54,6 +54,7 @@ def test_a_broad_handler_must_raise_or_name_its_boundary(handler: str, broken: l
     [
         ("async def test_x():\n    await trio.sleep(1)\n    assert True", ["real_sleep"]),
         ("def test_x():\n    time.sleep(1)\n    assert True", ["real_sleep"]),
+        ("async def test_x():\n    await trio.sleep_until(9)\n    assert True", ["real_sleep"]),
         ("def test_x():\n    time.sleep(1)  # real time: another program must notice\n    assert True", []),
         ("async def test_x(autojump_clock):\n    await trio.sleep(1)\n    assert True", []),
         ("async def test_x():\n    await trio.sleep(0)\n    assert True", []),
@@ -73,6 +74,8 @@ def test_a_test_may_not_sleep_for_real_without_a_reason(body: str, broken: list[
         ("def test_x():\n    check_stream(f)", []),
         ("def test_x():\n    f()\ndef f():\n    g()\ndef g():\n    assert h()", []),
         ("def test_x():\n    f()\ndef f():\n    g()\ndef g():\n    h()", ["idle_test"]),
+        ("async def test_x():\n    with trio.fail_after(5):\n        await f()", ["idle_test"]),
+        ("def test_x():\n    pytest.fail('never')", []),
         ("def not_a_test():\n    f()", []),
     ],
 )

@@ -133,6 +133,7 @@ async def test_the_second_address_is_tried_by_the_stock_host() -> None:
         addresses = [Multiaddr("/ip4/127.0.0.1/tcp/1"), Multiaddr(stock_address(bob))]
         with trio.fail_after(5):
             await ann.connect(PeerInfo(bob.get_id(), addresses))
+        assert bob.get_id() in ann.get_connected_peers()
 
 
 async def test_twenty_dials_wait_for_nothing() -> None:
