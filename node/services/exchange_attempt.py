@@ -151,7 +151,9 @@ class Attempt:
             self._counter.chunk_refused(peer, index, len(data), error)
             self.feed(ChunkDropped(peer, index))
         except BaseException:
+            # Cancelled, or a disk that fails: whether these bytes were kept, a later attempt finds out.
             del self._writing[index]
+            self._counter.chunk_unneeded(len(data))
             raise
         else:
             del self._writing[index]

@@ -290,3 +290,20 @@ async def test_what_is_here_whole_needs_no_holder_however_it_is_cut(autojump_clo
         holder.blobs.add(data)
         report = await holder.fetch(stated.digest, len(data), [], recipe_id=stated.id())
         assert (report.fetched_bytes, report.resumed_bytes) == (0, len(data))
+
+
+async def test_every_byte_that_came_is_accounted_for_when_a_fetch_is_cancelled(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_swarm() as swarm:
+        seed = await swarm.add("seed")
+        asker = await swarm.add("asker", MemoryBlobs(chunk_size_bytes=CHUNK, write_delay_s=1.0))
+        data = some_bytes(20 * CHUNK)
+        digest = seed.blobs.add(data)
+        with trio.move_on_after(2.5):
+            await asker.fetch(digest, len(data), [seed])
+        await trio.sleep(5)
+        seen = asker.exchange.statistics()
+        assert 0 < seen.stored_bytes < len(data)
+        assert seen.received_bytes == seen.stored_bytes + seen.duplicate_bytes + seen.refused_bytes
+        assert seen.outstanding_bytes == 0
