@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import trio
-from zeroconf import InterfaceChoice, ServiceBrowser, ServiceInfo, ServiceListener, Zeroconf
+from zeroconf import InterfaceChoice, ServiceInfo, ServiceListener, Zeroconf
 
 from protocols.ids import PeerId
 
@@ -32,9 +32,14 @@ class _Listener(ServiceListener):
         self._own_name = own_name
         self._found = found
         self._token = token
+        self._ended = False
+
+    def end(self) -> None:
+        """Look nothing up any more: what was found meanwhile must not hold up the end."""
+        self._ended = True
 
     def add_service(self, zc: Zeroconf, type_: str, name: str) -> None:
-        if name == self._own_name:
+        if self._ended or name == self._own_name:
             return
         info = zc.get_service_info(type_, name, timeout=LOOKUP_TIMEOUT_MS)
         for multiaddr in _multiaddrs(info):
@@ -109,7 +114,8 @@ async def open_mdns(
         zeroconf = Zeroconf(interfaces=InterfaceChoice.All if interfaces is None else list(interfaces))
         try:
             zeroconf.register_service(info, allow_name_change=True)
-            ServiceBrowser(zeroconf, SERVICE_TYPE, listener)
+            # Of a browser made here, zeroconf would not know at its end, and leave its thread behind.
+            zeroconf.add_service_listener(SERVICE_TYPE, listener)
         except BaseException:
             zeroconf.close()
             raise
@@ -124,6 +130,7 @@ async def open_mdns(
     try:
         yield
     finally:
-        # Saying goodbye is a few packets; zeroconf bounds its own waiting (measured: 0.3 s).
+        # Saying goodbye is a few packets (measured: 0.3 s); a look-up under way ends within its timeout.
+        listener.end()
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(zeroconf.close)

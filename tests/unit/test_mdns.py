@@ -1,13 +1,17 @@
 """Multicast DNS on the loopback interface: hosts find each other, and nothing more than addresses is told."""
 
 import logging
+import threading
 
 import pytest
 import trio
+from zeroconf import Zeroconf
+from zeroconf._dns import DNSPointer
+from zeroconf._protocol.outgoing import DNSOutgoing
 
 from node.identity import Identity
 from node.transport import mdns
-from node.transport.mdns import open_mdns
+from node.transport.mdns import SERVICE_TYPE, open_mdns
 
 ALICE, BOB = (Identity(bytes([number]) * 32) for number in (1, 2))
 LOOPBACK = ["127.0.0.1"]
@@ -48,6 +52,28 @@ async def test_two_hosts_find_each_other_and_not_themselves() -> None:
             f"/ip4/127.0.0.1/tcp/4701/p2p/{ALICE.peer_id}",
         ]
         assert await found_by_alice.wait(1) == [f"/ip4/127.0.0.1/tcp/4702/p2p/{BOB.peer_id}"]
+
+
+async def test_no_thread_stays_behind() -> None:
+    async with open_mdns(ALICE.peer_id, ["/ip4/127.0.0.1/tcp/4701"], Found(), interfaces=LOOPBACK):
+        assert [thread.name for thread in threading.enumerate() if "zeroconf" in thread.name]
+    assert [thread.name for thread in threading.enumerate() if "zeroconf" in thread.name] == []
+
+
+async def test_an_end_does_not_wait_for_every_host_that_was_announced_and_never_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(mdns, "LOOKUP_TIMEOUT_MS", 500)
+    with Zeroconf(interfaces=LOOPBACK) as crowd:
+        async with open_mdns(ALICE.peer_id, ["/ip4/127.0.0.1/tcp/4701"], Found(), interfaces=LOOPBACK):
+            junk = DNSOutgoing(0x8400)
+            for number in range(20):
+                name = f"ghost-{number}.{SERVICE_TYPE}"
+                junk.add_answer_at_time(DNSPointer(SERVICE_TYPE, 12, 1, 4500, name), 0)
+            await trio.to_thread.run_sync(crowd.send, junk)
+            await trio.sleep(0.3)  # real time: the packets travel through real sockets
+            began = trio.current_time()
+        assert trio.current_time() - began < 5
 
 
 async def test_no_multicast_is_a_warning_and_the_node_goes_on(
