@@ -58,6 +58,7 @@ class Census:
         # For each blob, the size each model that names it gives.
         self._named_by: dict[Digest, dict[ModelName, int]] = {}
         self._told: dict[ModelName, tuple[str, str]] = {}
+        self._begun = False
         self._dirty: dict[ModelName, None] = {}
         # What waits to be read, by size and, among equals, by when it was found: so one model is complete after the
         # other. Kept sorted, because a store may have a hundred thousand blobs.
@@ -229,6 +230,10 @@ class Census:
         dirty, self._dirty = self._dirty, {}
         for name in dirty:
             self._refresh(name)
+        if not self._begun:
+            self._begun = True
+            verified = sum(state == "verified" for state, _ in self._told.values())
+            log.info("the store has %d models, %d of them verified", len(self._models), verified)
 
     def _refresh(self, name: ModelName) -> None:
         model = self._models[name]
@@ -244,7 +249,8 @@ class Census:
 
     def _tell(self, model: NamedModel, change: str, detail: str) -> None:
         shown = model.name.display()
-        level = logging.WARNING if change == "damaged" else logging.INFO
+        # What the first look finds was there before: one line for all of it, not two for each model at every start.
+        level = logging.WARNING if change == "damaged" else logging.INFO if self._begun else logging.DEBUG
         log.log(level, "model %s %s: %s", shown, change, detail or model.digest)
         self._bus.publish(StoreChanged(shown, change, detail))
         self._changes += 1

@@ -99,6 +99,22 @@ async def test_a_second_start_reads_nothing_again_but_what_changed(tmp_path: Pat
         assert store.statistics().verified_bytes_total == len(TEMPLATE)
 
 
+async def test_what_was_there_before_is_one_line_of_the_log_and_what_comes_later_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    for number in range(3):
+        make_model(tmp_path, f"old-{number}", [WEIGHTS, TEMPLATE])
+    async with running(tmp_path) as store:
+        await until_verified(store, "old-2")
+    caplog.clear()
+    async with running(tmp_path) as store:
+        assert [record.message for record in caplog.records] == ["the store has 3 models, 3 of them verified"]
+        make_model(tmp_path, "new", [WEIGHTS])
+        await until_verified(store, "new")
+    assert caplog.records[1].message.startswith("model new:latest added: manifest sha256:")
+
+
 async def test_unfinished_and_foreign_files_are_ignored(tmp_path: Path) -> None:
     make_model(tmp_path, "llama3.2", [WEIGHTS])
     digest = blob_file_name(digest_of(b"unfinished"))
