@@ -164,7 +164,7 @@ class Joiner:
             await self._exchange(door.peer, door.addresses)
         except (TransportError, RemoteProtocolError) as error:
             door.refused = isinstance(error, AdmissionError)
-            problem, door.problem = door.problem, str(error)
+            problem, door.problem = door.problem, str(error) or type(error).__name__
             # Said once a reason, not once a try; of one that was there, the list of members tells that it is gone.
             if door.kind == "bootstrap" and not door.open and door.problem != problem and door.attempts > 1:
                 log.warning("bootstrap peer %s: %s", door.peer, error)
@@ -178,13 +178,13 @@ class Joiner:
         if not doors or any(door.open for door in doors):
             return True
         bootstrap = [door for door in doors if door.kind == "bootstrap"]
-        if any(door.attempts == 0 for door in doors):
-            return False
+        if not all(door.problem for door in doors):
+            return False  # one was not tried to its end yet
         if bootstrap and all(door.refused for door in bootstrap):
             reasons = "; ".join(dict.fromkeys(door.problem for door in bootstrap))
             raise JoinRefused(f"no bootstrap peer admits this node: {reasons}")
         if any(door.attempts < self._config.join_attempts and not door.refused for door in bootstrap):
             return False
-        named = ", ".join(f"{short_peer(door.peer)} ({door.problem or 'no answer yet'})" for door in bootstrap or doors)
+        named = ", ".join(f"{short_peer(door.peer)} ({door.problem})" for door in bootstrap or doors)
         log.warning("no member answers yet, trying on in the background; asked: %s", named)
         return True

@@ -141,6 +141,19 @@ async def test_restart_finds_the_mesh_by_memory_when_the_bootstrap_peer_is_gone(
         assert await mesh.until(mesh.complete, within_s=60)
 
 
+async def test_one_that_is_gone_does_not_end_the_wait_for_the_others(
+    autojump_clock: MockClock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with mesh_of(2) as mesh:
+        await mesh.start(3, bootstrap=[mesh.nodes[1].multiaddr], home=tmp_path)
+        assert await mesh.until(mesh.complete, within_s=5)
+        await mesh.crash(3)
+        await mesh.crash(1)
+        await mesh.start(3, home=tmp_path)
+        assert 2 in mesh.sees(3)
+        assert "no member answers yet" not in caplog.text
+
+
 async def test_racks_restarted_apart_grow_together_by_memory_when_the_wire_between_them_is_back(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
