@@ -2,7 +2,7 @@
 
 import logging
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from node.transport.libp2p import open_libp2p_transport
 from node.trust.mesh_key import MeshKeyDoor
 from protocols.ids import PeerId
 from protocols.membership.config import MembershipConfig
+from tests.support_transport import until
 
 pytestmark = pytest.mark.slow
 
@@ -75,27 +76,19 @@ async def node(
         nursery.cancel_scope.cancel()
 
 
-async def eventually(condition: Callable[[], bool], within_s: float = 10) -> bool:
-    """Whether a condition comes true in time."""
-    with trio.move_on_after(within_s):
-        while not condition():  # noqa: ASYNC110
-            await trio.sleep(0.02)  # real time: sockets have no other
-    return condition()
-
-
 async def test_three_nodes_meet_one_dies_and_one_leaves(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "herd.membership")
     async with node(1, []) as one, node(2, [one.multiaddr]) as two:
         await two.service.join()
         async with node(3, [one.multiaddr]) as three:
             await three.service.join()
-            assert await eventually(lambda: all(len(each.service.alive()) == 2 for each in (one, two, three)))
+            await until(lambda: all(len(each.service.alive()) == 2 for each in (one, two, three)))
             third = three.service.members()[0].peer
-        assert await eventually(lambda: third not in one.service.alive())
-        assert await eventually(lambda: third not in two.service.alive())
+        await until(lambda: third not in one.service.alive())
+        await until(lambda: third not in two.service.alive())
         gone = two.service.members()[0].peer
         await two.service.leave()
-        assert await eventually(lambda: [m.state for m in one.service.members() if m.peer == gone] == ["left"], 2)
+        await until(lambda: [m.state for m in one.service.members() if m.peer == gone] == ["left"])
 
 
 async def test_wrong_mesh_key_is_refused_at_join() -> None:
@@ -110,7 +103,7 @@ async def test_host_without_udp_stays_alive_over_streams() -> None:
         changes: list[bool] = []
         await mute.service.join()
         one.service.subscribe_alive(lambda _peer, alive: changes.append(alive))
-        assert await eventually(lambda: one.service.statistics().probes_answered_over_stream >= 5)
+        await until(lambda: one.service.statistics().probes_answered_over_stream >= 5)
         assert changes == []
 
 
