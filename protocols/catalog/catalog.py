@@ -1,7 +1,7 @@
 """The pure core of the catalog: what to keep, whom to tell, what to ask for.
 
-New records spread by rumor mongering; comparing catalogs with one random member now and then (and with every member
-that joins) repairs whatever rumors missed, so a node that was cut off for a week catches up in one exchange.
+New records spread by rumor mongering; comparing catalogs with one random member now and then (and with members that
+join) repairs whatever rumors missed, so a node that was cut off for a week catches up in one exchange.
 """
 
 import random

@@ -18,6 +18,9 @@ from protocols.ids import PeerId, VersionId
 GOSSIP = "gossip"
 PUSH_PULL = "push-pull"
 
+JOIN_REPAIRS = 8
+"""How many members compare catalogs with one that joins, about; and with how many of them it does so itself."""
+
 Key = VersionId | PeerId
 """What a record is known by: a version by its id, an inventory by its owner."""
 
@@ -128,8 +131,14 @@ class Gossip:
         return [*self.open(self._rng.choice(members)), self.push_pull_timer()]
 
     def joined(self, peer: PeerId) -> list[Effect]:
-        """A member became alive: compare catalogs with it."""
+        """A member became alive: compare catalogs with it, or leave that to others where there are many.
+
+        To a newcomer all members become alive at once, and every one of them would tell it the same.
+        """
         self._asked.forget_peer(peer)
+        members = len(self._alive())
+        if members > JOIN_REPAIRS and self._rng.random() * members >= JOIN_REPAIRS:
+            return []
         return self.open(peer)
 
     def open(self, peer: PeerId) -> list[Effect]:

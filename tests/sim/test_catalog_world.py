@@ -3,6 +3,7 @@
 import attrs
 
 from protocols.catalog.config import CatalogConfig
+from protocols.catalog.events import Restored
 from protocols.catalog.messages import Buckets, Keys, Records, Summary
 from tests.support_catalog import World, full, holds, manifest_digest, person, publish, version
 
@@ -141,3 +142,22 @@ def test_the_same_seed_gives_the_same_world() -> None:
         return [(sender, receiver, repr(message)) for sender, receiver, message in world.messages]
 
     assert history() == history()
+
+
+def test_a_newcomer_among_many_is_told_everything_by_a_few() -> None:
+    world = World(seed=6)
+    people, newcomer = [person(number) for number in range(1, 61)], person(900)
+    records = [version(who, f"m{number}:1", number) for number, who in enumerate(people)]
+    for who in people:
+        world.add(who)
+        world.feed(who.peer_id, Restored(records, []))
+    world.add(newcomer)
+    world.feed(newcomer.peer_id, publish("new:1", 900))
+    for who in people:
+        world.joined(newcomer.peer_id, who.peer_id)
+        world.joined(who.peer_id, newcomer.peer_id)
+    world.run(5.0)
+    assert len(world.cores[newcomer.peer_id].names()) == 61
+    assert all(core.head(full("new:1")) is not None for core in world.cores.values())
+    repairs = [message for _, _, message in world.messages if isinstance(message, Summary)]
+    assert 2 <= len(repairs) <= 40, "sixteen or so, not two with each of 60"

@@ -3,7 +3,7 @@
 import attrs
 import pytest
 
-from protocols.catalog.asked import ASKED_MAX, Asked
+from protocols.catalog.asked import Asked
 from protocols.catalog.catalog import Catalog
 from protocols.catalog.config import CatalogConfig
 from protocols.catalog.events import Heard, Keep, Kept, PeerJoined, Restored, Started
@@ -333,11 +333,12 @@ def test_who_comes_anew_is_asked_anew() -> None:
     assert sent(hears(bob, ALICE, advert, now=1.1)) != [], "alice died before she answered, and is back"
 
 
-def test_a_flood_of_adverts_keeps_no_honest_record_away() -> None:
+def test_a_flood_of_adverts_keeps_no_honest_record_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("protocols.catalog.asked.ASKED_MAX", 1000)
     asked: Asked[int] = Asked()
-    for key in range(ASKED_MAX + 10):
+    for key in range(1010):
         asked.ask(key, CAROL.peer_id, False, 0.0)
-    assert len(asked) == ASKED_MAX
+    assert len(asked) == 1000
     assert asked.ask(-1, ALICE.peer_id, False, 0.1)
     asked.forget_late(6.0)
     assert len(asked) == 0
