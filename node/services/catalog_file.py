@@ -66,7 +66,9 @@ class CatalogFile:
                 return self._load()
         except (sqlite3.Error, OSError) as error:
             self.close()
-            raise HerdError(f"the catalog's file {self._path} cannot be used: {error}") from error
+            raise HerdError(
+                f"the catalog's file {self._path} cannot be used: {error}; check disk space and permissions of its folder"
+            ) from error
 
     def _load(self) -> Restored:
         self._path.parent.mkdir(parents=True, exist_ok=True)

@@ -77,7 +77,7 @@ def test_a_file_of_a_newer_release_is_left_alone(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     path = tmp_path / "catalog.sqlite"
     path.mkdir()
-    with pytest.raises(HerdError, match=r"catalog\.sqlite cannot be used"):
+    with pytest.raises(HerdError, match=r"catalog\.sqlite cannot be used: .*; check disk space and permissions"):
         CatalogFile(path).load()
     with pytest.raises(HerdError, match="is not open"):
         CatalogFile(path).write({})
