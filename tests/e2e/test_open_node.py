@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import attrs
 import httpx
 import pytest
 import trio
@@ -135,6 +136,15 @@ async def test_who_joins_must_have_the_key_and_does_not_make_one(tmp_path: Path)
                 async with running(tmp_path / "two", bootstrap=one.status().addresses):
                     pass
         assert not (tmp_path / "two" / "mesh.key").exists()
+
+
+async def test_the_status_counts_members_by_their_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with trio.fail_after(60):
+        async with running(tmp_path) as node:
+            (own,) = node.membership.members()
+            seen = [attrs.evolve(own, state=state) for state in ("alive", "suspect", "suspect", "dead", "left")]
+            monkeypatch.setattr(node.membership, "members", lambda: [own, *seen])
+            assert (node.status().members_alive, node.status().members_suspect) == (1, 2)
 
 
 async def test_a_broken_network_is_one_error_with_the_models_name(
