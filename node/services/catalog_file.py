@@ -67,7 +67,7 @@ class CatalogFile:
         except (sqlite3.Error, OSError) as error:
             self.close()
             raise HerdError(
-                f"the catalog's file {self._path} cannot be used: {error}; check disk space and permissions of its folder"
+                f"the catalog's file {self._path} cannot be used: {error}; check disk space and permissions"
             ) from error
 
     def _load(self) -> Restored:
