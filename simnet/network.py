@@ -16,6 +16,8 @@ from node.background import open_background
 from node.blame import BlameLedger
 from node.ports import AdmissionError, Door, Stream, StreamHandler, TransportError
 from node.transport.serving import LINGER_S, serve_stream
+from protocols.errors import LocalProtocolError
+from protocols.framing import frame_header
 from protocols.ids import PeerId, short_peer
 from simnet.pipe import CUT_BREAKS_S, Pipe
 
@@ -198,6 +200,8 @@ class SimTransport:
 
     def serve(self, protocol: str, handler: StreamHandler) -> None:
         """Hand every inbound stream of this protocol id to the handler."""
+        if not protocol.startswith("/"):
+            raise LocalProtocolError(f"{protocol!r} is no protocol id: it begins with /")
         self._handlers[protocol] = handler
 
     async def drop(self, peer: PeerId) -> None:
@@ -246,6 +250,8 @@ class SimStream:
 
     async def send(self, payload: bytes | memoryview) -> None:
         """Send one frame; waits while the peer's window is full. A cancelled send ends the stream."""
+        # Too large a frame is refused before anything is done, as by a real stream.
+        frame_header(len(payload))
         try:
             await self._outbound.put(bytes(payload), self._network.latency_s(), self._cut_since)
         except BaseException:

@@ -7,7 +7,6 @@ import trio
 
 from node.ports import TransportError
 from protocols.errors import RemoteProtocolError
-from protocols.framing import frame_header
 
 WINDOW_SIZE_BYTES = 1024 * 1024
 """A sender waits while at least this much lies unread; the frame that crosses the line still passes."""
@@ -34,7 +33,6 @@ class Pipe:
 
     async def put(self, payload: bytes, latency_s: float, cut_since: CutSince) -> None:
         """Add a frame once the window has room. TransportError when broken, ended, or nobody reads."""
-        frame_header(len(payload))
         await trio.lowlevel.checkpoint()
         deadline_s = trio.current_time() + STALL_TIMEOUT_S
         while self._broken is None and self._unread_bytes >= WINDOW_SIZE_BYTES:

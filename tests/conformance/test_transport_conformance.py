@@ -353,6 +353,15 @@ async def test_a_frame_over_the_readers_limit_is_refused_and_blamed(open_node: O
         stream = await ann.transport.open(bob.peer, ECHO, timeout_s=5)
         with pytest.raises(LocalProtocolError):
             await stream.send(bytes(FRAME_SIZE_BYTES_MAX + 1))
+        # Nothing of it went, so the stream is as it was.
+        await stream.send(b"a frame of a fair size")
+        assert await stream.receive(100) == b"a frame of a fair size"
+
+
+async def test_a_protocol_id_begins_with_a_slash(open_node: OpenNode) -> None:
+    async with pair(open_node) as (ann, _):
+        with pytest.raises(LocalProtocolError, match="begins with /"):
+            ann.transport.serve("herd/echo/1", echo)
 
 
 async def test_both_ends_dial_at_once_and_both_are_served(open_node: OpenNode) -> None:
