@@ -115,14 +115,17 @@ async def pull_at_once(nodes: Sequence[HerdProcess], name: str) -> dict[str, Pul
 
 
 async def served_bytes(node: HerdProcess, *, timeout_s: float = 30.0) -> int:
-    """How many bytes of chunks this node has sent to whomever, once none is on its way out any more."""
+    """How many bytes of chunks this node has sent to whomever, once no more are going out."""
+    before = -1
     async with httpx.AsyncClient(base_url=(await node.status()).api) as client:
         with trio.fail_after(timeout_s):
             while True:
                 text = (await client.get("/metrics")).text
                 figures = dict(line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("herd_exchange_"))
-                if float(figures["herd_exchange_serve_buffered_bytes"]) == 0:
-                    return int(float(figures["herd_exchange_served_bytes_total"]))
+                served = int(float(figures["herd_exchange_served_bytes_total"]))
+                if float(figures["herd_exchange_serve_buffered_bytes"]) == 0 and served == before:
+                    return served
+                before = served
                 await trio.sleep(POLL_INTERVAL_S)  # real time: another process sends
 
 

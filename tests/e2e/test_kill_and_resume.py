@@ -1,5 +1,6 @@
 """Cut off in the middle: Ctrl-C, kill -9 of the receiver, kill -9 of a sender; no checked byte travels twice."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,10 @@ async def test_ctrl_c_keeps_what_came_and_the_next_pull_goes_on(tmp_path: Path) 
             await two.wait_found("llama:latest")
             async with two.following("pull", "llama:latest", "--json") as pulling:
                 held = await held_bytes_past(pulling, 0.3)
+                # Else a busy machine may bring the rest before the command has noticed Ctrl-C.
+                one.process.send_signal(signal.SIGSTOP)
                 assert await pulling.interrupt() == 130
+                one.process.send_signal(signal.SIGCONT)
             assert model_names(two.models) == []
 
             served_before = await served_bytes(one)
