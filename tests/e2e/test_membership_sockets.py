@@ -89,6 +89,7 @@ async def test_three_nodes_meet_one_dies_and_one_leaves(caplog: pytest.LogCaptur
         gone = two.service.members()[0].peer
         await two.service.leave()
         await until(lambda: [m.state for m in one.service.members() if m.peer == gone] == ["left"])
+        assert {gone, third}.isdisjoint(one.service.alive())
 
 
 async def test_wrong_mesh_key_is_refused_at_join() -> None:
