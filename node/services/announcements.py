@@ -1,4 +1,8 @@
-"""A list of things to say again and again: each as soon as it is new, then every interval, a failed one sooner."""
+"""A list of things to say again and again: each as soon as it is new, then every interval, a failed one sooner.
+
+A thing that nobody heard is tried again after twice as long each time, up to the interval: a node that is alone must
+not work for ever at telling nobody.
+"""
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
@@ -31,6 +35,7 @@ class Announcements(Generic[T]):
         self._wanted: dict[str, T] = {}
         self._due_at_s: dict[str, float] = {}
         self._heard: dict[str, None] = {}
+        self._retry_after_s: dict[str, float] = {}
         self._wakeup = trio.Event()
         self.said = 0
         self.failed = 0
@@ -45,6 +50,7 @@ class Announcements(Generic[T]):
         self._wanted = dict(wanted)
         self._due_at_s = due
         self._heard = {key: None for key in self._heard if key in due and due[key] > now}
+        self._retry_after_s = {key: wait_s for key, wait_s in self._retry_after_s.items() if due.get(key, now) > now}
         self._wakeup.set()
 
     def retry_unheard(self) -> None:
@@ -53,6 +59,7 @@ class Announcements(Generic[T]):
         for key in self._due_at_s:
             if key not in self._heard:
                 self._due_at_s[key] = now
+        self._retry_after_s.clear()
         self._wakeup.set()
 
     def pending(self) -> int:
@@ -78,7 +85,9 @@ class Announcements(Generic[T]):
 
     async def _say_one(self, key: str, thing: T) -> None:
         # Put off first: what is wanted anew while this is being said stands in its own right.
-        self._due_at_s[key] = trio.current_time() + self._retry_s
+        wait_s = self._retry_after_s.get(key, self._retry_s)
+        self._due_at_s[key] = trio.current_time() + wait_s
+        self._retry_after_s[key] = min(2 * wait_s, self._interval_s)
         heard = False
         with trio.move_on_after(self._timeout_s):
             try:
@@ -94,6 +103,7 @@ class Announcements(Generic[T]):
             self._heard.pop(key, None)
             return
         self.said += 1
+        self._retry_after_s.pop(key, None)
         if key in self._wanted and self._wanted[key] == thing:
             self._heard[key] = None
             self._due_at_s[key] = trio.current_time() + self._interval_s

@@ -71,7 +71,11 @@ class DiscoveryConfig:
         900.0, unit="s", minimum=10, maximum=86_400, help="How often everything this node holds is announced anew."
     )
     retry_interval_s: float = option(
-        10.0, unit="s", minimum=0.1, maximum=3600, help="How soon an announcement that no peer took is tried again."
+        10.0,
+        unit="s",
+        minimum=0.1,
+        maximum=3600,
+        help="How soon an announcement that no peer took is tried again; twice as long each further time.",
     )
     call_timeout_s: float = option(
         10.0, unit="s", minimum=0.1, maximum=120, help="How long one question to the DHT may take."

@@ -386,14 +386,14 @@ async def test_announcements_are_said_at_once_then_every_interval_failed_ones_so
         nursery.start_soon(things.run)
         things.want({"a": 1, "deaf": 2})
         await trio.sleep(150)
-        assert said == [(0, "a", 1), (0, "deaf", 2), (10, "deaf", 2), (20, "deaf", 2), (100, "a", 1), (120, "deaf", 2)]
+        assert said == [(0, "a", 1), (0, "deaf", 2), (10, "deaf", 2), (30, "deaf", 2), (100, "a", 1), (130, "deaf", 2)]
         assert (things.said, things.failed, things.pending()) == (4, 2, 0)
         said.clear()
         things.want({"a": 7, "slow": 3})
         await trio.sleep(1)
         assert said == [(150, "a", 7), (150, "slow", 3)]
         await trio.sleep(30)
-        assert said[2:] == [(160, "slow", 3), (170, "slow", 3), (180, "slow", 3)]
+        assert said[2:] == [(160, "slow", 3), (180, "slow", 3)]
         assert things.pending() == 1
         things.want({})
         said.clear()
@@ -422,6 +422,26 @@ async def test_what_is_wanted_otherwise_while_it_is_said_stands_in_its_own_right
         said.clear()
         await trio.sleep(50)
         assert (said, things.pending()) == ([], 0), "what nobody wants any more is forgotten, even while it is said"
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_node_that_is_alone_tries_less_and_less_often(autojump_clock: MockClock) -> None:
+    said: list[float] = []
+    start = trio.current_time()
+
+    async def say(key: str, thing: int) -> None:
+        said.append(round(trio.current_time() - start))
+        raise TransportError("nobody is there")
+
+    async with trio.open_nursery() as nursery:
+        things = announcements(say)
+        nursery.start_soon(things.run)
+        things.want({"a": 1})
+        await trio.sleep(355)
+        assert said == [0, 10, 30, 70, 150, 250, 350]
+        things.retry_unheard()
+        await trio.sleep(15)
+        assert said[7:] == [355, 365]
         nursery.cancel_scope.cancel()
 
 
