@@ -23,11 +23,11 @@ from node.home import holding_home
 from node.identity import Identity, load_or_create_identity
 from node.local_node import LocalNode
 from node.metrics import Metrics
-from node.services.catalog import CatalogService
-from node.services.discovery import DiscoveryService
-from node.services.exchange import ExchangeService
-from node.services.membership import MembershipService
-from node.services.models import ModelService
+from node.services.catalog.service import CatalogService
+from node.services.discovery.service import DiscoveryService
+from node.services.exchange.service import ExchangeService
+from node.services.membership.service import MembershipService
+from node.services.models.service import ModelService
 from node.store.store import Store, open_store
 from node.transport.datagram import UdpDatagrams, open_udp_datagrams
 from node.transport.dht import KadDirectory, open_kad_directory

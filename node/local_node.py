@@ -12,9 +12,9 @@ from node.errors import HerdError
 from node.events import EventBus
 from node.facade import OnProgress, Through
 from node.ports import Transport, TransportError
-from node.services.catalog import CatalogService
-from node.services.membership import MembershipService
-from node.services.models import ModelService
+from node.services.catalog.service import CatalogService
+from node.services.membership.service import MembershipService
+from node.services.models.service import ModelService
 from node.store.store import Store
 from node.views import FoundModel, MemberView, ModelView, NodeStatus, PullReport
 from protocols.errors import RemoteProtocolError

@@ -12,8 +12,8 @@ from node.blame import BlameLedger
 from node.events import EventBus
 from node.identity import Identity
 from node.ports import Directory, Transport
-from node.services.catalog import CatalogService
-from node.services.discovery import DiscoveryService
+from node.services.catalog.service import CatalogService
+from node.services.discovery.service import DiscoveryService
 from protocols.catalog.config import CatalogConfig, DiscoveryConfig
 from protocols.catalog.records import Holding, VersionRecord
 from protocols.ids import PeerId

@@ -11,7 +11,7 @@ from node.blame import BlameLedger
 from node.events import EventBus
 from node.identity import Identity
 from node.ports import Stream
-from node.services.exchange import ExchangeService, FetchProgress, FetchReport
+from node.services.exchange.service import ExchangeService, FetchProgress, FetchReport
 from node.trust.mesh_key import MeshKeyDoor
 from protocols.exchange.config import ExchangeConfig
 from protocols.exchange.messages import CODEC

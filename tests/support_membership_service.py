@@ -11,7 +11,7 @@ import trio
 from node.blame import BlameLedger
 from node.events import EventBus
 from node.identity import Identity
-from node.services.membership import MembershipService
+from node.services.membership.service import MembershipService
 from node.trust.mesh_key import MeshKeyDoor
 from protocols.membership.config import MembershipConfig
 from simnet.datagrams import SimDatagramNetwork, SimDatagrams

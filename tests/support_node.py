@@ -15,7 +15,7 @@ from node.errors import NotFound, UsageError
 from node.events import EventBus, TransferEnded
 from node.facade import OnProgress, Through
 from node.metrics import Metrics
-from node.services.operations import Operations
+from node.services.models.operations import Operations
 from node.views import FoundModel, MemberView, ModelView, NodeStatus, Progress, ProviderView, PullReport
 
 PEER = "12D3KooWFakeNodeItself1111111111111111111111111111111"

@@ -10,7 +10,7 @@ import trio
 
 from node.blame import BlameLedger
 from node.events import EventBus
-from node.services.exchange import ExchangeService, FetchProgress, FetchReport
+from node.services.exchange.service import ExchangeService, FetchProgress, FetchReport
 from node.store.config import StoreConfig
 from node.store.store import Store, open_store
 from node.transport.libp2p import open_libp2p_transport

@@ -14,7 +14,7 @@ from node.blame import BlameLedger
 from node.errors import JoinRefused
 from node.events import EventBus
 from node.identity import Identity
-from node.services.membership import MembershipService
+from node.services.membership.service import MembershipService
 from node.transport.config import NetworkConfig
 from node.transport.datagram import UdpDatagrams, open_udp_datagrams
 from node.transport.libp2p import open_libp2p_transport

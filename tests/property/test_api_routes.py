@@ -69,7 +69,7 @@ async def test_no_request_is_a_500(
     method: str, path: str, query: dict[str, str], body: bytes, sent_headers: dict[str, str]
 ) -> None:
     async with trio.open_nursery() as nursery:
-        api = Api(FakeNode(nursery), ApiConfig(), Metrics("0.1.0"), list)
+        api = Api(FakeNode(nursery), ApiConfig(), Metrics("0.1.0"))
         transport = httpx.ASGITransport(api.application())  # an exception that gets out of it fails the test
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost:4700") as http:
             answer = await http.request(method, path, params=query, content=body, headers=sent_headers)

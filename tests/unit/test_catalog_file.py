@@ -7,7 +7,7 @@ import pytest
 import trio
 
 from node.errors import HerdError
-from node.services.catalog_file import CatalogFile
+from node.services.catalog.file import CatalogFile
 from protocols.catalog.config import CatalogConfig
 from tests.support_catalog import WALL_MS, full, inventory, manifest_digest, person, version
 from tests.support_discovery import Hosts

@@ -3,7 +3,7 @@
 import trio
 from trio.testing import MockClock
 
-from node.services.catalog_pace import PEERS_MAX, REST, Pace
+from node.services.catalog.pace import PEERS_MAX, REST, Pace
 from protocols.ids import PeerId
 from tests.support_catalog import person
 

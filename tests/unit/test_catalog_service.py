@@ -10,8 +10,8 @@ from trio.testing import MockClock
 from node.errors import HerdError, NotFound
 from node.events import AdvertSeen
 from node.ports import Stream, TransportError
-from node.services.catalog_links import KEYS_WAITING_MAX, OUTBOX_LENGTH_MAX, PROTOCOL, Links
-from node.services.catalog_pace import Pace
+from node.services.catalog.links import KEYS_WAITING_MAX, OUTBOX_LENGTH_MAX, PROTOCOL, Links
+from node.services.catalog.pace import Pace
 from protocols.catalog.config import CatalogConfig
 from protocols.catalog.messages import CODEC, KEYS_MAX, Advert, AskVersion, HoldingAnswer, Records, VersionAnswer
 from protocols.catalog.records import Holding

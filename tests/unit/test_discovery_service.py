@@ -9,8 +9,8 @@ import trio
 from trio.testing import MockClock
 
 from node.ports import Directory, Stream, Transport, TransportError
-from node.services.announcements import Announcements
-from node.services.catalog_links import PROTOCOL
+from node.services.catalog.links import PROTOCOL
+from node.services.discovery.announcements import Announcements
 from node.views import ProviderView
 from protocols.catalog.config import CatalogConfig, DiscoveryConfig
 from protocols.catalog.keys import manifest_key, name_key, pack_head, read_head

@@ -9,7 +9,7 @@ import trio
 from trio.testing import MockClock
 
 from node.ports import CarriedChunk, ChunkLink, Stream, TransportError
-from node.services.chunk_carrier import StreamCarrier
+from node.services.exchange.carrier import StreamCarrier
 from protocols.errors import RemoteProtocolError
 from protocols.exchange.messages import CHUNKS_CODEC, CHUNKS_PROTOCOL, Attach, ChunkHeader
 from protocols.ids import digest_of

@@ -5,7 +5,7 @@ import trio
 import trio.testing
 
 from node.errors import TransferFailed, VerificationFailed
-from node.services.exchange import FetchProgress
+from node.services.exchange.service import FetchProgress
 from protocols.exchange.config import ExchangeConfig
 from protocols.ids import Digest, digest_of
 from simnet.blobs import MemoryBlobs, cut

@@ -13,8 +13,8 @@ from trio.testing import MockClock
 from node.errors import JoinRefused, UsageError
 from node.events import MemberChanged
 from node.ports import TransportError
-from node.services.membership import MembershipService
-from node.services.membership_memory import FILE_NAME
+from node.services.membership.memory import FILE_NAME
+from node.services.membership.service import MembershipService
 from protocols.membership.config import MembershipConfig
 from protocols.membership.messages import PROTOCOL
 from tests.support_membership_service import OTHER_DOOR, Mesh, identity, mesh_of

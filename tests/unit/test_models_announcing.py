@@ -11,8 +11,8 @@ import trio
 from trio.testing import MockClock
 
 from node.ports import Directory, StoreError, Transport
-from node.services.exchange import ExchangeService
-from node.services.models import ModelService
+from node.services.exchange.service import ExchangeService
+from node.services.models.service import ModelService
 from protocols.catalog.config import CatalogConfig
 from protocols.catalog.records import BlobEntry
 from protocols.exchange.config import ExchangeConfig

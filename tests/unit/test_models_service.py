@@ -16,10 +16,10 @@ from node.errors import NotFound, UsageError, VerificationFailed
 from node.events import QUEUE_LENGTH_MAX, EventBus, TransferEnded, TransferProgressed
 from node.identity import Identity
 from node.ports import BlobMissing, StoreError
-from node.services.catalog import CatalogService
-from node.services.discovery import DiscoveryService
-from node.services.exchange import ExchangeService
-from node.services.models import ModelService, parse_name
+from node.services.catalog.service import CatalogService
+from node.services.discovery.service import DiscoveryService
+from node.services.exchange.service import ExchangeService
+from node.services.models.service import ModelService, parse_name
 from node.trust.mesh_key import MeshKeyDoor
 from node.views import Progress, PullReport
 from protocols.catalog.config import CatalogConfig, DiscoveryConfig

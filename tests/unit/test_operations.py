@@ -4,7 +4,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from node.services.operations import Operations
+from node.services.models.operations import Operations
 
 
 async def test_two_askers_share_one_operation(autojump_clock: MockClock) -> None:

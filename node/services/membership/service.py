@@ -15,8 +15,8 @@ from node.driver import Driver
 from node.errors import UsageError
 from node.events import EventBus, MemberChanged
 from node.ports import Datagrams, Stream, Transport, TransportError
-from node.services.membership_joining import Joiner, parse_bootstrap
-from node.services.membership_memory import MemberMemory
+from node.services.membership.joining import Joiner, parse_bootstrap
+from node.services.membership.memory import MemberMemory
 from protocols.effects import Blame, Effect, Received, Send
 from protocols.errors import LocalProtocolError, RemoteProtocolError
 from protocols.ids import PeerId

@@ -11,10 +11,10 @@ from node.blame import BlameLedger
 from node.errors import HerdError
 from node.events import EventBus
 from node.ports import Blobs, ChunkCarrier, Transport
-from node.services.chunk_carrier import StreamCarrier
-from node.services.exchange_asking import AskingSide
-from node.services.exchange_giving import GivingSide
-from node.services.exchange_transfer import FetchProgress, FetchReport, Rooms, Transfer
+from node.services.exchange.asking import AskingSide
+from node.services.exchange.carrier import StreamCarrier
+from node.services.exchange.giving import GivingSide
+from node.services.exchange.transfer import FetchProgress, FetchReport, Rooms, Transfer
 from protocols.errors import LocalProtocolError
 from protocols.exchange.config import ExchangeConfig
 from protocols.exchange.messages import EXCHANGE_PROTOCOL

@@ -15,9 +15,9 @@ from node.driver import Driver
 from node.errors import HerdError, NotFound
 from node.events import AdvertSeen, EventBus
 from node.ports import Stream, Transport, TransportError
-from node.services.catalog_file import CatalogFile, Key, Record, key_of
-from node.services.catalog_links import PROTOCOL, Links, end
-from node.services.catalog_pace import Pace
+from node.services.catalog.file import CatalogFile, Key, Record, key_of
+from node.services.catalog.links import PROTOCOL, Links, end
+from node.services.catalog.pace import Pace
 from protocols.catalog.catalog import Catalog, CatalogCounts
 from protocols.catalog.config import CatalogConfig
 from protocols.catalog.events import Dropped, Heard, Keep, Kept, PeerJoined, Publish, SetHoldings, Started

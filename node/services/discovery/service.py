@@ -14,8 +14,8 @@ import trio
 from node.blame import BlameLedger
 from node.errors import NotFound
 from node.ports import Directory, FoundProvider, Transport, TransportError
-from node.services.announcements import Announcements
-from node.services.catalog import CatalogService
+from node.services.catalog.service import CatalogService
+from node.services.discovery.announcements import Announcements
 from node.views import ProviderView
 from protocols.catalog.clock import Clock
 from protocols.catalog.config import DiscoveryConfig

@@ -5,8 +5,8 @@ import trio
 
 from node.blame import BlameLedger
 from node.ports import BlobMissing, Blobs
-from node.services.exchange_asking import AskingSide
-from node.services.exchange_sources import Sources
+from node.services.exchange.asking import AskingSide
+from node.services.exchange.sources import Sources
 from protocols.errors import RemoteProtocolError
 from protocols.exchange.asking import BlobHeld, FetchRecipe
 from protocols.exchange.config import ExchangeConfig

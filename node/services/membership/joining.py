@@ -8,7 +8,7 @@ import trio
 
 from node.errors import JoinRefused, UsageError
 from node.ports import AdmissionError, TransportError
-from node.services.membership_memory import RememberedMember
+from node.services.membership.memory import RememberedMember
 from protocols.errors import RemoteProtocolError
 from protocols.ids import PeerId, public_key_of, short_peer
 from protocols.membership.config import MembershipConfig

@@ -12,8 +12,8 @@ from node.errors import HerdError
 from node.events import EventBus, TransferEnded, TransferProgressed
 from node.facade import OnProgress
 from node.ports import Blobs, Models
-from node.services.exchange import ExchangeService
-from node.services.exchange_transfer import FetchProgress, FetchReport
+from node.services.exchange.service import ExchangeService
+from node.services.exchange.transfer import FetchProgress, FetchReport
 from node.views import Progress, PullReport, TransferView
 from protocols.catalog.records import BlobEntry, VersionRecord
 from protocols.ids import Digest, PeerId, RecipeId

@@ -8,8 +8,8 @@ import trio
 
 from node.driver import Driver
 from node.ports import PartialBlob
-from node.services.exchange_asking import AskingSide
-from node.services.exchange_recipes import ChosenRecipe
+from node.services.exchange.asking import AskingSide
+from node.services.exchange.recipes import ChosenRecipe
 from protocols.effects import Effect, Event
 from protocols.errors import RemoteProtocolError
 from protocols.exchange.asking import CancelChunks, WantChunks

@@ -15,11 +15,11 @@ from node.errors import HerdError, NotFound, UsageError
 from node.events import EventBus, EventsLost, StoreChanged
 from node.facade import OnProgress, Through
 from node.ports import BlobMissing, Blobs, Models, StoreError
-from node.services.catalog import CatalogService
-from node.services.discovery import DiscoveryService
-from node.services.exchange import ExchangeService
-from node.services.operations import Operations
-from node.services.pull import Pull
+from node.services.catalog.service import CatalogService
+from node.services.discovery.service import DiscoveryService
+from node.services.exchange.service import ExchangeService
+from node.services.models.operations import Operations
+from node.services.models.pull import Pull
 from node.views import FoundModel, ModelView, Progress, ProviderView, PullReport, TransferView
 from protocols.catalog.records import BlobEntry, Holding, VersionRecord
 from protocols.ids import Digest, PeerId, digest_of

@@ -11,11 +11,11 @@ import trio
 from node.blame import BlameLedger
 from node.errors import HerdError, TransferFailed, VerificationFailed
 from node.ports import Blobs
-from node.services.exchange_asking import AskingSide
-from node.services.exchange_attempt import Attempt
-from node.services.exchange_giving import GivingSide
-from node.services.exchange_recipes import ChosenRecipe, Recipes
-from node.services.exchange_sources import Holders, Sources
+from node.services.exchange.asking import AskingSide
+from node.services.exchange.attempt import Attempt
+from node.services.exchange.giving import GivingSide
+from node.services.exchange.recipes import ChosenRecipe, Recipes
+from node.services.exchange.sources import Holders, Sources
 from protocols.errors import RemoteProtocolError
 from protocols.exchange.asking import BlobHeld
 from protocols.exchange.config import ExchangeConfig

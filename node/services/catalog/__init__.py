@@ -1,0 +1,1 @@
+"""Keeping the catalog: the pure core's gossip over streams, and its records on disk."""

@@ -1,0 +1,1 @@
+"""Finding and being found through the directory."""

@@ -1,0 +1,1 @@
+"""Fetching and serving blobs: sessions with givers and askers, one transfer a blob, chunks checked as they come."""

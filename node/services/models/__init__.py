@@ -1,0 +1,1 @@
+"""Whole models: add, announce, find, pull, remove."""
