@@ -82,7 +82,7 @@ class ExchangeConfig:
         60.0, unit="seconds", minimum=1.0, maximum=86400.0, help="A session nothing is open in is closed after this."
     )
     sources_interval_s: float = option(
-        1.0, unit="seconds", minimum=0.05, maximum=60.0, help="How often a transfer looks for new and lost holders."
+        0.25, unit="seconds", minimum=0.05, maximum=60.0, help="How often a transfer looks for new and lost holders."
     )
     sources_grace_s: float = option(
         2.0, unit="seconds", minimum=0.0, maximum=3600.0, help="How long a transfer goes on with no holder known."

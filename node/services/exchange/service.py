@@ -97,7 +97,7 @@ class ExchangeService:
     ) -> FetchReport:
         """Make a blob of `size_bytes` whole and verified in the store, from the peers that `sources` names.
 
-        `sources` is asked again about every second and when a peer is lost, preferred peers first. Fetches of one
+        `sources` is asked again every `sources_interval_s` and when a peer is lost, preferred first. Fetches of one
         digest at a time share one transfer, and its report. Cancelling keeps what is here for a later fetch.
         Raises TransferFailed, VerificationFailed when all that was offered was wrong, or the StoreError that
         kept the blob from being stored.
