@@ -5,6 +5,7 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -21,7 +22,7 @@ from node.services.discovery.service import DiscoveryService
 from node.services.exchange.service import ExchangeService
 from node.services.models.service import ModelService, parse_name
 from node.trust.mesh_key import MeshKeyDoor
-from node.views import Progress, PullReport
+from node.views import ModelView, Progress, PullReport
 from protocols.catalog.config import CatalogConfig, DiscoveryConfig
 from protocols.exchange.config import ExchangeConfig
 from protocols.ids import PeerId, digest_of
@@ -307,6 +308,30 @@ async def test_errors_name_the_model_and_the_remedy(autojump_clock: MockClock) -
         with pytest.raises(NotFound, match="no member that holds it is alive"):
             await second.models.pull("llama")
         assert await second.models.discover("*") == []
+
+
+async def test_an_add_is_stated_as_the_newest_though_the_store_is_looked_at_meanwhile(
+    autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_mesh() as mesh:
+        first, second = await mesh.host(), await mesh.host()
+        await first.hold("llama", WEIGHTS)
+        await trio.sleep(5)
+        file = tmp_path / "llama.gguf"
+        write_llama_gguf(file, 300 * 1024, seed=9)
+        place = second.shelf.add_gguf
+
+        async def place_and_be_seen(*arguments: Any) -> ModelView:
+            view = await place(*arguments)
+            await second.models.announce()
+            return view
+
+        monkeypatch.setattr(second.shelf, "add_gguf", place_and_be_seen)
+        view = await second.models.add(file, "llama")
+        await trio.sleep(5)
+        heads = first.catalog.heads(parse_name("llama").full())
+        assert [(head.manifest_digest, len(head.parents)) for head in heads] == [(view.digest, 1)]
+        assert second.catalog.holdings_count(second.id) == 1
 
 
 async def test_an_added_file_is_announced_as_the_newest(autojump_clock: MockClock, tmp_path: Path) -> None:

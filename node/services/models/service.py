@@ -6,6 +6,7 @@ found, and a pull takes chunks from whoever holds them. The store's events say w
 
 import logging
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,7 +33,7 @@ ANNOUNCE_PAUSE_S = 0.2
 """A store that changes in bursts (a first scan, many verified blobs) is announced once for each pause."""
 
 WITHDRAW_TIMEOUT_S = 5.0
-"""How long a cancelled pull may take to withdraw its advert; a disk that hangs must not hold the node."""
+"""How long an add or a pull that ends, perhaps cancelled, may take to announce what it left; a disk may hang."""
 
 GLOB_SIGNS = frozenset("*?[")
 
@@ -71,6 +72,8 @@ class ModelService:
         self._operations: Operations[PullReport] | None = None
         self._announcing = trio.Lock()
         self._unstated: dict[ModelName, str] = {}
+        # Names in the middle of an add, lower case, and how many adds each: what a person states is not merely found.
+        self._adding: Counter[str] = Counter()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Announce what the store holds whenever it changes, and be the home of the pulls, until cancelled."""
@@ -96,6 +99,8 @@ class ModelService:
                 held[digest] = Holding(digest, "partial")
             for name in sorted(complete):
                 manifest = complete[name]
+                if self._adding[name.full().lower()] and not self._catalog.knows(name.full(), digest_of(manifest)):
+                    continue
                 if await self._publish_found(name, manifest, modified_at.get(name.display())):
                     digest = digest_of(manifest)
                     held[digest] = Holding(digest, "complete")
@@ -150,11 +155,18 @@ class ModelService:
             if on_progress is not None:
                 on_progress(Progress(operation_id, model_name.display(), "hashing", done_bytes, size_bytes))
 
-        view = await self._models.add_gguf(path, model_name, hashed)
-        for placed, manifest in (await self._models.complete_manifests()).items():
-            if placed.display() == view.name:
-                await self._publish(placed, manifest, deliberate=True)
-        await self.announce()
+        adding = model_name.full().lower()
+        self._adding[adding] += 1
+        try:
+            view = await self._models.add_gguf(path, model_name, hashed)
+            for placed, manifest in (await self._models.complete_manifests()).items():
+                if placed.display() == view.name:
+                    await self._publish(placed, manifest, deliberate=True)
+        finally:
+            self._adding[adding] -= 1
+            self._adding = +self._adding
+            with trio.move_on_after(WITHDRAW_TIMEOUT_S, shield=True):
+                await self.announce()
         if on_progress is not None:
             on_progress(Progress(operation_id, view.name, "done", view.size_bytes, view.size_bytes))
         return view
