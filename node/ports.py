@@ -152,8 +152,11 @@ class PartialBlob(Protocol):
         """The chunks written so far (the live object: it grows as chunks are written)."""
         ...
 
-    async def write(self, index: int, data: bytes) -> None:
-        """Store one chunk. RemoteProtocolError when its BLAKE3 is not the recipe's; StoreError when it cannot."""
+    async def write(self, index: int, data: bytes | memoryview) -> None:
+        """Store one chunk, and have no more use for `data` after that, however it ends.
+
+        RemoteProtocolError when its BLAKE3 is not the recipe's; StoreError when it cannot.
+        """
         ...
 
     async def finish(self) -> None:
@@ -179,8 +182,11 @@ class Blobs(Protocol):
         """Which chunks can be served now (the live object), or None when nothing of the blob is here."""
         ...
 
-    async def read(self, digest: Digest, index: int) -> bytes:
-        """One chunk's bytes, as they stand on disk. BlobMissing when not held; StoreError when unreadable."""
+    async def read(self, digest: Digest, index: int, buffer: memoryview) -> int:
+        """Put one chunk's bytes, as they stand on disk, at the beginning of the buffer; how many they are.
+
+        BlobMissing when it is not held; StoreError when unreadable; LocalProtocolError when the buffer is too small.
+        """
         ...
 
     async def receive(self, recipe: Recipe) -> PartialBlob:
@@ -227,13 +233,21 @@ class Models(Protocol):
         ...
 
 
+def _nothing_to_release() -> None:
+    """Bytes objects belong to whoever holds them."""
+
+
 @attrs.frozen
 class CarriedChunk:
-    """One chunk as it came over a link: a claim of the peer's until its hash was seen."""
+    """One chunk as it travels: a claim of the peer's until its hash was seen.
+
+    Whoever received it calls `release` once nobody looks at `data` any more; the memory may then be lent again.
+    """
 
     digest: Digest
     index: int
-    data: bytes = attrs.field(repr=False)
+    data: bytes | memoryview = attrs.field(repr=False)
+    release: Callable[[], None] = attrs.field(default=_nothing_to_release, eq=False, repr=False)
 
 
 class ChunkLink(Protocol):
@@ -242,8 +256,17 @@ class ChunkLink(Protocol):
     peer: PeerId
     ticket: bytes
 
-    async def send(self, chunk: CarriedChunk) -> None:
-        """Giver: send one chunk. TransportError when the link is gone. One task at a time; cancelling ends the link."""
+    @property
+    def lanes(self) -> int:
+        """How many chunks travel side by side now; 0 when the link is gone."""
+        ...
+
+    async def send(self, chunk: CarriedChunk, wanted: Callable[[], bool]) -> bool:
+        """Giver: send one chunk, unless `wanted`, asked when its turn comes, says no; whether it went.
+
+        Several tasks may send; a link carries as many chunks side by side as it has `lanes`, the others wait for
+        their turn. TransportError when the link is gone; cancelling a send that has begun ends the link.
+        """
         ...
 
     async def receive(self) -> CarriedChunk | None:

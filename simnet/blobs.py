@@ -11,7 +11,7 @@ from blake3 import blake3
 
 from node.ports import BlobMissing, StoreError
 from protocols.bits import Bits
-from protocols.errors import RemoteProtocolError
+from protocols.errors import LocalProtocolError, RemoteProtocolError
 from protocols.ids import Digest, digest_of
 from protocols.recipe.recipe import Recipe
 
@@ -45,7 +45,7 @@ class _Partial:
         offset = self.recipe.offset_bytes(index)
         return bytes(self.data[offset : offset + self.recipe.sizes_bytes[index]])
 
-    def put(self, index: int, data: bytes) -> None:
+    def put(self, index: int, data: bytes | memoryview) -> None:
         offset = self.recipe.offset_bytes(index)
         self.data[offset : offset + len(data)] = data
         self.bits.add(index)
@@ -83,7 +83,7 @@ class MemoryReception:
         """The live set of chunks written so far, by whomever."""
         return self._partial.bits
 
-    async def write(self, index: int, data: bytes) -> None:
+    async def write(self, index: int, data: bytes | memoryview) -> None:
         """Store one chunk. RemoteProtocolError for wrong bytes, StoreError when the disk is full."""
         if not 0 <= index < len(self.recipe):
             raise RemoteProtocolError(f"{self.recipe.digest} has no chunk {index}")
@@ -148,8 +148,8 @@ class MemoryBlobs:
             return self._whole[digest].bits
         return self._partial[digest].bits if digest in self._partial else None
 
-    async def read(self, digest: Digest, index: int) -> bytes:
-        """One chunk as it stands here; BlobMissing when it does not."""
+    async def read(self, digest: Digest, index: int, buffer: memoryview) -> int:
+        """One chunk as it stands here, into the buffer; BlobMissing when it does not."""
         async with self._reading:
             await self.wait(self.read_delay_s)
         if self.on_read is not None:
@@ -158,11 +158,14 @@ class MemoryBlobs:
         if held is None or index not in held:
             raise BlobMissing(f"chunk {index} of {digest} is not here")
         self.reads.append((digest, index))
-        if digest not in self._whole:
-            return self._partial[digest].chunk(index)
-        recipe = self._whole[digest].recipe
-        offset = recipe.offset_bytes(index)
-        return bytes(self._whole[digest].data[offset : offset + recipe.sizes_bytes[index]])
+        whole = self._whole.get(digest)
+        found = self._partial[digest] if whole is None else whole
+        size_bytes = found.recipe.sizes_bytes[index]
+        if len(buffer) < size_bytes:
+            raise LocalProtocolError(f"chunk {index} of {digest} has {size_bytes} bytes, the buffer {len(buffer)}")
+        offset = found.recipe.offset_bytes(index)
+        buffer[:size_bytes] = found.data[offset : offset + size_bytes]
+        return size_bytes
 
     async def receive(self, recipe: Recipe) -> MemoryReception:
         """Begin, resume or join. StoreError when the disk has no room.

@@ -21,6 +21,7 @@ from node.store.store import Store, open_store
 from protocols.ids import Digest, digest_of
 from protocols.names import ModelName
 from protocols.recipe.recipe import Recipe
+from tests.support_blobs import read_chunk
 from tests.support_recipe import f16_tensor, gguf_bytes
 
 CHUNK = 1000
@@ -92,7 +93,7 @@ async def write_all(partial: PartialBlob, data: bytes, chunk_size_bytes: int = C
 async def read_all(store: Store, digest: Digest) -> bytes:
     """A blob as the store serves it."""
     recipe = await store.blobs.recipe(digest)
-    return b"".join([await store.blobs.read(digest, index) for index in range(len(recipe))])
+    return b"".join([await read_chunk(store.blobs, digest, index) for index in range(len(recipe))])
 
 
 def manifest_for(layers: Sequence[bytes], config: bytes = b'{"model_format":"gguf"}') -> bytes:

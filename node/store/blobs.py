@@ -12,13 +12,13 @@ import trio
 
 from node.ports import BlobMissing, PartialBlob, StoreError
 from node.store.census import UNVERIFIED, VERIFIED, BlobFile, Census
-from node.store.files import Disk, FileKey, read_at, sync_directory
+from node.store.files import Disk, FileKey, read_into, sync_directory
 from node.store.hashing import Hasher
 from node.store.index import Index
 from node.store.ollama import Layout
 from node.store.partials import PartialFile, Partials
 from protocols.bits import Bits
-from protocols.errors import RemoteProtocolError
+from protocols.errors import LocalProtocolError, RemoteProtocolError
 from protocols.ids import Digest
 from protocols.recipe.recipe import Recipe
 from protocols.recipe.rules import target_of_rule
@@ -101,27 +101,32 @@ class StoreBlobs:
             bits = self._full[digest] = Bits.full(file.chunk_count)
         return bits
 
-    async def read(self, digest: Digest, index: int) -> bytes:
-        """One chunk's bytes, as they stand on disk. BlobMissing when not held; StoreError when unreadable."""
-        partial = self._partials.open_one(digest)
-        if partial is not None:
-            if index not in partial.bits:
-                raise BlobMissing(f"chunk {index} of {digest} is not here yet")
-            data = await partial.read(index)
-        else:
-            data = await self._read_whole(digest, index)
-        self.read_bytes += len(data)
-        return data
-
-    async def _read_whole(self, digest: Digest, index: int) -> bytes:
+    async def read(self, digest: Digest, index: int, buffer: memoryview) -> int:
+        """One chunk's bytes, as they stand on disk, into the buffer; how many. Errors as the port says."""
         recipe = await self.recipe(digest)
-        file = self._census.verified(digest)
-        if file is None or not 0 <= index < len(recipe):
+        if not 0 <= index < len(recipe):
             raise BlobMissing(f"chunk {index} of {digest} is not here")
-        size, offset = recipe.sizes_bytes[index], recipe.offset_bytes(index)
+        size_bytes = recipe.sizes_bytes[index]
+        if len(buffer) < size_bytes:
+            raise LocalProtocolError(f"chunk {index} of {digest} has {size_bytes} bytes, the buffer {len(buffer)}")
+        partial = self._partials.open_one(digest)
+        if partial is not None and (partial.recipe is not recipe or index not in partial.bits):
+            raise BlobMissing(f"chunk {index} of {digest} is not here yet")
+        if partial is not None:
+            count = await partial.read(index, buffer[:size_bytes])
+        else:
+            count = await self._read_whole(recipe, index, buffer[:size_bytes])
+        self.read_bytes += count
+        return count
+
+    async def _read_whole(self, recipe: Recipe, index: int, buffer: memoryview) -> int:
+        digest, offset = recipe.digest, recipe.offset_bytes(index)
+        file = self._census.verified(digest)
+        if file is None:
+            raise BlobMissing(f"chunk {index} of {digest} is not here")
         candidates = (file.path, *self._layout.candidates(digest))
-        key, data = await self._disk.run(
-            f"read chunk {index} of", file.path, lambda: _read_first(candidates, size, offset)
+        key, count = await self._disk.run(
+            f"read chunk {index} of", file.path, lambda: _read_first(candidates, buffer, offset)
         )
         if key is None:
             self._gone(file)
@@ -131,9 +136,9 @@ class StoreBlobs:
             self._census.put_file(attrs.evolve(file, key=key, state=UNVERIFIED))
             self._census.announce()
             raise BlobMissing(f"{file.path} has changed and is verified again")
-        if len(data) != size:
+        if count != len(buffer):
             raise StoreError(f"cannot read chunk {index} of {file.path}: the file ends before it")
-        return data
+        return count
 
     def _gone(self, file: BlobFile) -> None:
         if self._census.file(file.digest) == file:
@@ -255,7 +260,7 @@ class Reception:
         """The chunks written so far, by whomever."""
         return self._partial.bits
 
-    async def write(self, index: int, data: bytes) -> None:
+    async def write(self, index: int, data: bytes | memoryview) -> None:
         """Store one chunk. RemoteProtocolError when its BLAKE3 is not the recipe's; StoreError when it cannot."""
         before = len(self._partial.bits)
         try:
@@ -297,7 +302,7 @@ class WholeReception:
         """All chunks."""
         return self._bits
 
-    async def write(self, index: int, data: bytes) -> None:
+    async def write(self, index: int, data: bytes | memoryview) -> None:
         """Nothing is missing, so nothing is written."""
         await trio.lowlevel.checkpoint()
 
@@ -319,17 +324,17 @@ def _target(recipe: Recipe) -> int | None:
     return None
 
 
-def _read_first(candidates: Iterable[Path], size_bytes: int, offset: int) -> tuple[FileKey | None, bytes]:
+def _read_first(candidates: Iterable[Path], buffer: memoryview, offset: int) -> tuple[FileKey | None, int]:
     for path in candidates:
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             continue
         try:
-            return FileKey.of(os.fstat(descriptor)), read_at(descriptor, size_bytes, offset)
+            return FileKey.of(os.fstat(descriptor)), read_into(descriptor, buffer, offset)
         finally:
             os.close(descriptor)
-    return None, b""
+    return None, 0
 
 
 def _make_whole(partial: Path, whole: Path) -> FileKey:

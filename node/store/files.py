@@ -164,18 +164,19 @@ def write_at(descriptor: int, data: bytes | memoryview, offset: int) -> None:
 
 def read_at(descriptor: int, size_bytes: int, offset: int) -> bytes:
     """Up to `size_bytes` from `offset`; fewer only where the file ends. Raises OSError."""
-    first = os.pread(descriptor, size_bytes, offset)
-    if len(first) == size_bytes or not first:
-        return first
-    parts = [first]
-    got = len(first)
-    while got < size_bytes:
-        part = os.pread(descriptor, size_bytes - got, offset + got)
-        if not part:
+    buffer = bytearray(size_bytes)
+    return bytes(buffer[: read_into(descriptor, memoryview(buffer), offset)])
+
+
+def read_into(descriptor: int, buffer: memoryview, offset: int) -> int:
+    """Fill the buffer from `offset`; how much, which is less only where the file ends. Raises OSError."""
+    got = 0
+    while got < len(buffer):
+        count = os.preadv(descriptor, [buffer[got:]], offset + got)
+        if not count:
             break
-        parts.append(part)
-        got += len(part)
-    return b"".join(parts)
+        got += count
+    return got
 
 
 def sync_directory(path: Path) -> None:

@@ -17,7 +17,7 @@ from blake3 import blake3
 
 from node.ports import StoreError
 from node.store.config import StoreConfig
-from node.store.files import Disk, OpenFile, free_bytes, read_at, remove_file, sync_directory, write_at
+from node.store.files import Disk, OpenFile, free_bytes, read_into, remove_file, sync_directory, write_at
 from node.store.held import chunks_here, held_bytes
 from node.store.index import Index, StoredPartial
 from node.store.ollama import Layout, digest_of_file_name
@@ -63,7 +63,7 @@ class PartialFile:
         """What is still to come."""
         return self.recipe.size_bytes - self.held_bytes
 
-    async def write(self, index: int, data: bytes) -> None:
+    async def write(self, index: int, data: bytes | memoryview) -> None:
         """Check a chunk and write it, unless it is here already."""
         recipe = self.recipe
         if not 0 <= index < len(recipe):
@@ -85,10 +85,10 @@ class PartialFile:
             # Whoever fills a batch waits for it: that is how a slow disk slows the network down.
             await self.sync(only_when_due=True)
 
-    def _matches(self, index: int, data: bytes) -> bool:
+    def _matches(self, index: int, data: bytes | memoryview) -> bool:
         return blake3(data).digest() == self.recipe.chunk_hash(index)
 
-    async def _check_and_write(self, index: int, data: bytes) -> bool:
+    async def _check_and_write(self, index: int, data: bytes | memoryview) -> bool:
         offset = self.recipe.offset_bytes(index)
         with self.borrow() as descriptor:
 
@@ -139,11 +139,13 @@ class PartialFile:
         if self.durable is None:
             sync_directory(self.path.parent)
 
-    async def read(self, index: int) -> bytes:
-        """A chunk that is held."""
-        size, offset = self.recipe.sizes_bytes[index], self.recipe.offset_bytes(index)
+    async def read(self, index: int, buffer: memoryview) -> int:
+        """A chunk that is held, into a buffer of its size."""
+        offset = self.recipe.offset_bytes(index)
         with self.borrow() as descriptor:
-            return await self._disk.run(f"read chunk {index} of", self.path, lambda: read_at(descriptor, size, offset))
+            return await self._disk.run(
+                f"read chunk {index} of", self.path, lambda: read_into(descriptor, buffer, offset)
+            )
 
     def end(self, problem: str) -> None:
         """Close the file; `problem` is what a receiver that still writes is told."""

@@ -14,6 +14,7 @@ from protocols.errors import RemoteProtocolError
 from protocols.ids import digest_of
 from protocols.recipe.recipe import Recipe
 from simnet.blobs import MemoryBlobs, cut
+from tests.support_blobs import read_chunk
 from tests.support_exchange import CHUNK, some_bytes
 
 OpenBlobs = Callable[[], AbstractAsyncContextManager[Blobs]]
@@ -55,7 +56,7 @@ async def test_what_is_not_here_is_missing(open_blobs: OpenBlobs) -> None:
         with pytest.raises(BlobMissing):
             await blobs.recipe(digest)
         with pytest.raises(BlobMissing):
-            await blobs.read(digest, 0)
+            await read_chunk(blobs, digest, 0)
 
 
 async def test_chunks_are_served_while_the_blob_comes_in(open_blobs: OpenBlobs) -> None:
@@ -72,9 +73,9 @@ async def test_chunks_are_served_while_the_blob_comes_in(open_blobs: OpenBlobs) 
         assert list(live) == [1, 4]
         assert list(partial.held()) == [1, 4]
         assert await blobs.recipe(recipe.digest) == recipe
-        assert await blobs.read(recipe.digest, 4) == data[4 * CHUNK :]
+        assert await read_chunk(blobs, recipe.digest, 4) == data[4 * CHUNK :]
         with pytest.raises(BlobMissing):
-            await blobs.read(recipe.digest, 0)
+            await read_chunk(blobs, recipe.digest, 0)
         await partial.close()
 
 
@@ -91,14 +92,14 @@ async def test_a_whole_blob_is_verified_and_served(open_blobs: OpenBlobs) -> Non
         assert held is not None
         assert held.complete()
         whole = await blobs.recipe(recipe.digest)
-        served = [await blobs.read(recipe.digest, index) for index in range(len(whole))]
+        served = [await read_chunk(blobs, recipe.digest, index) for index in range(len(whole))]
         assert b"".join(served) == data
 
         again = await blobs.receive(recipe)
         assert again.held().complete()
         await again.finish()
         await again.close()
-        assert b"".join([await blobs.read(recipe.digest, index) for index in range(len(whole))]) == data
+        assert b"".join([await read_chunk(blobs, recipe.digest, index) for index in range(len(whole))]) == data
 
 
 @pytest.mark.parametrize("wrong", [b"x" * CHUNK, b"", b"short", b"y" * (CHUNK + 1)])
@@ -113,7 +114,7 @@ async def test_a_wrong_chunk_is_refused_and_leaves_nothing(open_blobs: OpenBlobs
         await write_chunks(partial, data, [0, 1])
         await partial.finish()
         await partial.close()
-        assert await blobs.read(digest_of(data), 0) == data[:CHUNK]
+        assert await read_chunk(blobs, digest_of(data), 0) == data[:CHUNK]
 
 
 async def test_a_recipe_that_makes_another_blob_is_found_out(open_blobs: OpenBlobs) -> None:
@@ -133,7 +134,7 @@ async def test_a_recipe_that_makes_another_blob_is_found_out(open_blobs: OpenBlo
         await write_chunks(honest, data, [0, 1])
         await honest.finish()
         await honest.close()
-        assert await blobs.read(digest_of(data), 1) == data[CHUNK:]
+        assert await read_chunk(blobs, digest_of(data), 1) == data[CHUNK:]
 
 
 async def test_what_was_closed_is_there_after_a_restart(open_blobs: OpenBlobs) -> None:
@@ -148,7 +149,7 @@ async def test_what_was_closed_is_there_after_a_restart(open_blobs: OpenBlobs) -
     async with open_blobs() as blobs:
         partial = await blobs.receive(recipe)
         assert list(partial.held()) == [0, 3]
-        assert await blobs.read(recipe.digest, 3) == chunk_of(data, recipe, 3)
+        assert await read_chunk(blobs, recipe.digest, 3) == chunk_of(data, recipe, 3)
         await write_chunks(partial, data, [1, 2, 4])
         await partial.finish()
         await partial.close()
@@ -170,7 +171,7 @@ async def test_two_receivers_share_one_partial_under_the_first_recipe(open_blobs
         await write_chunks(second, data, [2, 3])
         await second.finish()
         await second.close()
-        assert await blobs.read(digest_of(data), 0)
+        assert await read_chunk(blobs, digest_of(data), 0)
 
 
 async def test_another_recipe_later_keeps_what_fits_it(open_blobs: OpenBlobs) -> None:
@@ -213,4 +214,4 @@ async def test_a_chunk_behind_the_end_is_refused(open_blobs: OpenBlobs) -> None:
             await partial.write(1, data)
         await partial.close()
         with pytest.raises(BlobMissing):
-            await blobs.read(digest_of(data), 1)
+            await read_chunk(blobs, digest_of(data), 1)

@@ -19,6 +19,7 @@ from protocols.exchange.config import ExchangeConfig
 from protocols.ids import PeerId
 from protocols.recipe.recipe import Recipe
 from simnet.blobs import cut
+from tests.support_blobs import read_chunk
 from tests.support_exchange import some_bytes
 from tests.support_transport import MESH_KEY, identity_of, loopback_config
 
@@ -79,7 +80,7 @@ async def put(node: RealNode, data: bytes, recipe: Recipe) -> None:
 
 async def bytes_of(node: RealNode, recipe: Recipe) -> bytes:
     held = await node.store.blobs.recipe(recipe.digest)
-    return b"".join([await node.store.blobs.read(recipe.digest, index) for index in range(len(held))])
+    return b"".join([await read_chunk(node.store.blobs, recipe.digest, index) for index in range(len(held))])
 
 
 async def test_two_fetch_at_once_from_one_and_from_each_other(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ async def test_chunks_arrive_whole_and_in_order(autojump_clock: MockClock) -> No
 
             async def give() -> None:
                 for chunk in chunks:
-                    await giver.send(chunk)
+                    assert await giver.send(chunk, lambda: True)
 
             nursery.start_soon(give)
             assert [await asker.receive() for _ in chunks] == chunks

@@ -20,6 +20,7 @@ from node.store.store import Store
 from node.store.verify import FileChanged, hash_file
 from protocols.ids import blob_file_name, digest_of
 from protocols.recipe.recipe import Recipe
+from tests.support_blobs import read_chunk
 from tests.support_store import (
     blob_file,
     chunks_of,
@@ -81,7 +82,7 @@ async def test_nothing_is_announced_before_it_was_read(tmp_path: Path) -> None:
         assert store.blobs.held(digest_of(WEIGHTS)) is None
         assert store.unverified_bytes() > len(WEIGHTS)
         with pytest.raises(BlobMissing):
-            await store.blobs.read(digest_of(WEIGHTS), 0)
+            await read_chunk(store.blobs, digest_of(WEIGHTS), 0)
         with pytest.raises(BlobMissing):
             await store.blobs.recipe(digest_of(WEIGHTS))
 
@@ -345,7 +346,7 @@ async def test_a_blob_that_changes_is_not_served_until_it_was_read_again(tmp_pat
     async with opened(tmp_path) as store:
         path.write_bytes(bytes(len(WEIGHTS)))
         with pytest.raises(BlobMissing, match="has changed"):
-            await store.blobs.read(digest_of(WEIGHTS), 0)
+            await read_chunk(store.blobs, digest_of(WEIGHTS), 0)
         assert store.blobs.held(digest_of(WEIGHTS)) is None
         path.unlink()
         make_model(tmp_path, "one", [WEIGHTS])
@@ -356,7 +357,7 @@ async def test_a_blob_that_changes_is_not_served_until_it_was_read_again(tmp_pat
             assert digest_of(WEIGHTS) in await until_state(store, "one", "incomplete")
             nursery.cancel_scope.cancel()
         with pytest.raises(BlobMissing):
-            await store.blobs.read(digest_of(WEIGHTS), 0)
+            await read_chunk(store.blobs, digest_of(WEIGHTS), 0)
 
 
 async def test_silent_rot_is_served_as_it_stands_so_that_the_receiver_sees_it(tmp_path: Path) -> None:
@@ -365,7 +366,7 @@ async def test_silent_rot_is_served_as_it_stands_so_that_the_receiver_sees_it(tm
         await until_verified(store, "one")
         recipe = await store.blobs.recipe(digest_of(WEIGHTS))
         keep_mtime_and_write(blob_file(tmp_path, WEIGHTS), 10, b"rotten")
-        assert (await store.blobs.read(digest_of(WEIGHTS), 0))[10:16] == b"rotten"
+        assert (await read_chunk(store.blobs, digest_of(WEIGHTS), 0))[10:16] == b"rotten"
         assert len(recipe) == 1
 
 
@@ -473,4 +474,4 @@ async def test_a_model_of_hundreds_of_small_blobs(tmp_path: Path) -> None:
     async with running(tmp_path, sweep_interval_s=60) as store:
         await until_verified(store, "tensors")
         assert attrs.asdict(store.statistics())["blobs_verified"] == 501
-        assert chunks_of(await store.blobs.read(digest_of(tensors[7]), 0)) == [tensors[7]]
+        assert chunks_of(await read_chunk(store.blobs, digest_of(tensors[7]), 0)) == [tensors[7]]

@@ -15,6 +15,7 @@ from node.store.config import StoreConfig
 from node.store.files import Disk, FileKey, OpenFile, explain
 from node.store.index import Index, KnownFile
 from protocols.ids import digest_of
+from tests.support_blobs import read_chunk
 from tests.support_store import (
     cut,
     make_model,
@@ -232,7 +233,7 @@ async def test_figures_add_up(tmp_path: Path) -> None:
     make_model(tmp_path, "one", [WEIGHTS])
     async with running(tmp_path) as store:
         await until_state(store, "one", "verified")
-        await store.blobs.read(next(iter(store._census.referenced())), 0)
+        await read_chunk(store.blobs, next(iter(store._census.referenced())), 0)
         figures = store.statistics()
         assert (figures.models, figures.models_verified, figures.blobs_verified, figures.partial_blobs) == (1, 1, 2, 0)
         assert figures.read_bytes_total == len(WEIGHTS)

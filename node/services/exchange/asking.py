@@ -9,7 +9,7 @@ import attrs
 import trio
 
 from node.blame import BlameLedger
-from node.ports import ChunkCarrier, ChunkLink, Stream, Transport, TransportError
+from node.ports import CarriedChunk, ChunkCarrier, ChunkLink, Stream, Transport, TransportError
 from protocols.effects import Effect, Event, Received, Send
 from protocols.errors import RemoteProtocolError
 from protocols.exchange.asking import (
@@ -65,7 +65,7 @@ class BlobListener(Protocol):
         """Wants ended without a chunk."""
         ...
 
-    def chunk_came(self, peer: PeerId, index: int, data: bytes) -> None:
+    def chunk_came(self, peer: PeerId, chunk: CarriedChunk) -> None:
         """A wanted chunk is here, unchecked. The listener owes a call of `AskingSide.stored` for it."""
         ...
 
@@ -183,9 +183,10 @@ class AskingSide:
         if giver is not None:
             self._lose(giver, TransportError(reason))
 
-    def stored(self, peer: PeerId, size_bytes: int) -> None:
-        """The bytes of a chunk that came have left memory, stored or thrown away."""
-        self.paces.ended(peer, size_bytes, came=True)
+    def stored(self, peer: PeerId, chunk: CarriedChunk) -> None:
+        """A chunk that came is stored or thrown away, and its memory is free."""
+        self.paces.ended(peer, len(chunk.data), came=True)
+        chunk.release()
         self._room_freed(peer)
 
     def _room_freed(self, peer: PeerId) -> None:
@@ -292,7 +293,7 @@ class AskingSide:
                 # The first effect is ChunkTaken: the session has no other answer to a wanted chunk.
                 for effect in giver.core.handle(event, trio.current_time()):
                     if isinstance(effect, ChunkTaken):
-                        self._take(giver, effect, chunk.data)
+                        self._take(giver, effect, chunk)
                     else:
                         self._perform(giver, effect)
             self._lose(giver, TransportError(f"{giver.peer} ended its chunk link"))
@@ -303,16 +304,16 @@ class AskingSide:
                 with trio.CancelScope(shield=True, deadline=trio.current_time() + ABORT_TIMEOUT_S):
                     await link.close()
 
-    def _take(self, giver: _Giver, taken: ChunkTaken, data: bytes) -> None:
+    def _take(self, giver: _Giver, taken: ChunkTaken, chunk: CarriedChunk) -> None:
         self.paces.came(giver.peer, taken.size_bytes, trio.current_time())
         self.counters.received_bytes += taken.size_bytes
         self.counters.received_chunks += 1
         listener = giver.listeners.get(taken.digest)
         if listener is None or not taken.open:
             self.counters.unneeded_bytes += taken.size_bytes
-            self.stored(giver.peer, taken.size_bytes)
+            self.stored(giver.peer, chunk)
         else:
-            listener.chunk_came(giver.peer, taken.index, data)
+            listener.chunk_came(giver.peer, chunk)
 
     async def _watch(self, giver: _Giver) -> None:
         """End the session when nothing has been open for a while, or when the giver owes an answer for too long."""

@@ -7,7 +7,7 @@ from typing import Protocol
 import trio
 
 from node.driver import Driver
-from node.ports import PartialBlob
+from node.ports import CarriedChunk, PartialBlob
 from node.services.exchange.asking import AskingSide
 from node.services.exchange.recipes import ChosenRecipe
 from protocols.effects import Effect, Event
@@ -70,7 +70,7 @@ class Attempt:
         start = own_place(me, recipe.digest, len(recipe))
         self._picker = Picker(recipe.sizes_bytes, partial.held(), start, asking.paces, config, rng)
         self._driver = Driver(self._picker, self._perform)
-        self._queue: deque[tuple[PeerId, int, bytes]] = deque()
+        self._queue: deque[tuple[PeerId, CarriedChunk]] = deque()
         self._queued = trio.Semaphore(0)
         self._writing: dict[int, None] = {}
         self._complete = trio.Event()
@@ -98,13 +98,13 @@ class Attempt:
         if not self._ended:
             self._driver.feed(event)
 
-    def arrived(self, peer: PeerId, index: int, data: bytes) -> None:
+    def arrived(self, peer: PeerId, chunk: CarriedChunk) -> None:
         """Queue a chunk for checking and writing. The queue is bounded by what was wanted."""
         if self._ended:
-            self._unneeded(peer, data)
+            self._unneeded(peer, chunk)
             return
-        self.feed(ChunkArrived(peer, index))
-        self._queue.append((peer, index, data))
+        self.feed(ChunkArrived(peer, chunk.index))
+        self._queue.append((peer, chunk))
         self._queued.release()
 
     async def run(self) -> None:
@@ -122,49 +122,50 @@ class Attempt:
         """Let go of what has arrived and was not written."""
         self._ended = True
         while self._queue:
-            peer, _, data = self._queue.popleft()
-            self._unneeded(peer, data)
+            peer, chunk = self._queue.popleft()
+            self._unneeded(peer, chunk)
 
     async def _write(self) -> None:
         while True:
             await self._queued.acquire()
-            peer, index, data = self._queue.popleft()
+            peer, chunk = self._queue.popleft()
             try:
-                await self._write_one(peer, index, data)
+                await self._write_one(peer, chunk)
             finally:
-                self._asking.stored(peer, len(data))
+                self._asking.stored(peer, chunk)
             if self._picker.complete():
                 self._complete.set()
 
-    async def _write_one(self, peer: PeerId, index: int, data: bytes) -> None:
+    async def _write_one(self, peer: PeerId, chunk: CarriedChunk) -> None:
+        index, size_bytes = chunk.index, len(chunk.data)
         held = self.partial.held()
         if index in held or index in self._writing:
             # When the copy that is being written turns out wrong, the chunk is asked for again.
-            self._counter.chunk_unneeded(len(data))
+            self._counter.chunk_unneeded(size_bytes)
             self.feed(ChunkDropped(peer, index))
             return
         self._writing[index] = None
         try:
-            await self.partial.write(index, data)
+            await self.partial.write(index, chunk.data)
         except RemoteProtocolError as error:
             del self._writing[index]
-            self._counter.chunk_refused(peer, index, len(data), error)
+            self._counter.chunk_refused(peer, index, size_bytes, error)
             self.feed(ChunkDropped(peer, index))
         except BaseException:
             # Cancelled, or a disk that fails: whether these bytes were kept, a later attempt finds out.
             del self._writing[index]
-            self._counter.chunk_unneeded(len(data))
+            self._counter.chunk_unneeded(size_bytes)
             raise
         else:
             del self._writing[index]
-            self.fetched_bytes += len(data)
-            self.sources[peer] = self.sources.get(peer, 0) + len(data)
+            self.fetched_bytes += size_bytes
+            self.sources[peer] = self.sources.get(peer, 0) + size_bytes
             self.feed(ChunkWritten(peer, index))
-            self._counter.chunk_stored(peer, index, len(data))
+            self._counter.chunk_stored(peer, index, size_bytes)
 
-    def _unneeded(self, peer: PeerId, data: bytes) -> None:
-        self._counter.chunk_unneeded(len(data))
-        self._asking.stored(peer, len(data))
+    def _unneeded(self, peer: PeerId, chunk: CarriedChunk) -> None:
+        self._counter.chunk_unneeded(len(chunk.data))
+        self._asking.stored(peer, chunk)
 
     def _perform(self, effect: Effect) -> None:
         match effect:

@@ -1,5 +1,6 @@
 """Chunks over streams of the transport: the plane that works wherever the control streams do."""
 
+from collections.abc import Callable
 from functools import partial
 
 import trio
@@ -25,12 +26,18 @@ class StreamLink:
         self.peer = stream.peer
         self.ticket = ticket
         self._stream = stream
+        self._sending = trio.Lock()
+        self.lanes = 1
 
-    async def send(self, chunk: CarriedChunk) -> None:
-        """Send one chunk."""
-        header = ChunkHeader(chunk.digest, chunk.index, len(chunk.data))
-        await self._stream.send(CHUNKS_CODEC.encode(header))
-        await self._stream.send(chunk.data)
+    async def send(self, chunk: CarriedChunk, wanted: Callable[[], bool]) -> bool:
+        """Send one chunk if it is still wanted when its turn comes; whether it went."""
+        async with self._sending:
+            if not wanted():
+                return False
+            header = ChunkHeader(chunk.digest, chunk.index, len(chunk.data))
+            await self._stream.send(CHUNKS_CODEC.encode(header))
+            await self._stream.send(chunk.data)
+            return True
 
     async def receive(self) -> CarriedChunk | None:
         """The next chunk, or None when the giver ended the link between two chunks."""
@@ -49,6 +56,7 @@ class StreamLink:
 
     async def close(self) -> None:
         """End the stream."""
+        self.lanes = 0
         await self._stream.abort()
 
 

@@ -7,6 +7,7 @@ from weakref import WeakValueDictionary
 import attrs
 import trio
 
+from node.buffers import BufferPool
 from node.driver import Driver
 from node.events import EventBus, StoreChanged
 from node.ports import BlobMissing, Blobs, CarriedChunk, ChunkLink, StoreError, Stream, TransportError
@@ -61,7 +62,6 @@ class _Asker:
         self.failure: RemoteProtocolError | None = None
         self.ticket: bytes | None = None
         self.link: ChunkLink | None = None
-        self.sending = trio.Lock()
         self.outbox: deque[bytes] = deque()
         self.outbox_bytes = 0
         self.outbox_changed = trio.Event()
@@ -104,6 +104,7 @@ class GivingSide:
         self._turns: ServeTurns[_Asker] = ServeTurns(config.serve_buffer_bytes)
         self._shelf: WeakValueDictionary[Digest, _Shelved] = WeakValueDictionary()
         self._changes = 0
+        self._buffers = BufferPool()
         self.counters = GivingCounters()
 
     @property
@@ -265,43 +266,45 @@ class GivingSide:
             asker.nursery.start_soon(self._give, asker, want)
 
     async def _give(self, asker: _Asker, want: WantedChunk) -> None:
+        buffer = self._buffers.lend(want.size_bytes)
         try:
-            data = await self._read(asker, want)
-            if data is not None:
-                async with asker.sending:
-                    await self._send(asker, want, data)
+            if await self._read(asker, want, buffer.view):
+                await self._send(asker, want, buffer.view)
         finally:
+            buffer.release()
             self._turns.end(asker, want.size_bytes)
             self._pump()
 
-    async def _read(self, asker: _Asker, want: WantedChunk) -> bytes | None:
+    async def _read(self, asker: _Asker, want: WantedChunk, buffer: memoryview) -> bool:
         try:
-            data = await self._blobs.read(want.digest, want.index)
+            size_bytes = await self._blobs.read(want.digest, want.index, buffer)
         except (BlobMissing, StoreError) as error:
             if isinstance(error, StoreError):
                 log.warning("chunk %d of %s cannot be served: %s", want.index, want.digest, error)
                 self._bus.publish(StoreChanged(want.digest, "damaged", str(error)))
         else:
-            if len(data) == want.size_bytes:
-                return data
-            log.warning("chunk %d of %s has %d bytes on disk", want.index, want.digest, len(data))
+            if size_bytes == want.size_bytes:
+                return True
+            log.warning("chunk %d of %s has %d bytes on disk", want.index, want.digest, size_bytes)
         for effect in asker.core.unreadable(want):
             self._perform(asker, effect)
-        return None
+        return False
 
-    async def _send(self, asker: _Asker, want: WantedChunk, data: bytes) -> None:
-        if asker.link is None or not asker.core.begin_sending(want):
+    async def _send(self, asker: _Asker, want: WantedChunk, data: memoryview) -> None:
+        if asker.link is None:
             return
+        chunk = CarriedChunk(want.digest, want.index, data)
         try:
             with trio.fail_after(self._config.serve_timeout_s):
-                await asker.link.send(CarriedChunk(want.digest, want.index, data))
+                went = await asker.link.send(chunk, lambda: asker.core.begin_sending(want))
         except (TransportError, trio.TooSlowError) as error:
             log.info("%s takes no chunks: %s", asker.peer, error or "too slow")
             asker.scope.cancel()
         else:
-            asker.core.sent(want)
-            self.counters.served_bytes += len(data)
-            self.counters.served_chunks += 1
+            if went:
+                asker.core.sent(want)
+                self.counters.served_bytes += want.size_bytes
+                self.counters.served_chunks += 1
 
 
 def _size_of_next_bytes(asker: _Asker) -> int | None:

@@ -10,7 +10,7 @@ import trio
 
 from node.blame import BlameLedger
 from node.errors import HerdError, TransferFailed, VerificationFailed
-from node.ports import Blobs
+from node.ports import Blobs, CarriedChunk
 from node.services.exchange.asking import AskingSide
 from node.services.exchange.attempt import Attempt
 from node.services.exchange.giving import GivingSide
@@ -185,13 +185,13 @@ class Transfer:
         if self._attempt is not None:
             self._attempt.feed(WantsEnded(peer, indices, gone))
 
-    def chunk_came(self, peer: PeerId, index: int, data: bytes) -> None:
+    def chunk_came(self, peer: PeerId, chunk: CarriedChunk) -> None:
         """A chunk, unchecked."""
         if self._attempt is not None:
-            self._attempt.arrived(peer, index, data)
+            self._attempt.arrived(peer, chunk)
         else:
-            self.chunk_unneeded(len(data))
-            self._rooms.asking.stored(peer, len(data))
+            self.chunk_unneeded(len(chunk.data))
+            self._rooms.asking.stored(peer, chunk)
 
     def giver_lost(self, peer: PeerId, reason: str) -> None:
         """A session ended."""
