@@ -25,10 +25,13 @@ from node.local_node import LocalNode
 from node.metrics import Metrics
 from node.services.catalog.service import CatalogService
 from node.services.discovery.service import DiscoveryService
+from node.services.exchange.carrier import StreamCarrier
+from node.services.exchange.planes import Planes
 from node.services.exchange.service import ExchangeService
 from node.services.membership.service import MembershipService
 from node.services.models.service import ModelService
 from node.store.store import Store, open_store
+from node.transport.bulk import BulkCarrier, open_bulk_carrier
 from node.transport.datagram import UdpDatagrams, open_udp_datagrams
 from node.transport.dht import KadDirectory, open_kad_directory
 from node.transport.libp2p import Libp2pTransport, open_libp2p_transport
@@ -67,6 +70,7 @@ class _Resources:
     transport: Libp2pTransport
     datagrams: UdpDatagrams
     directory: KadDirectory
+    bulk: BulkCarrier | None
 
 
 @asynccontextmanager
@@ -114,7 +118,14 @@ async def _open_resources(config: HerdConfig, stack: AsyncExitStack) -> _Resourc
         open_udp_datagrams(identity, door, network.host, _datagram_port(network.port, transport), advertise=advertise)
     )
     directory = await stack.enter_async_context(open_kad_directory(transport))
-    return _Resources(identity, bus, blame, store, transport, datagrams, directory)
+    bulk: BulkCarrier | None = None
+    if config.bulk.enabled:
+        # The port after the streams' own, so that a firewall's rule is one range.
+        after = int(Multiaddr(transport.addresses()[0]).value_for_protocol("tcp")) + 1
+        bulk = await stack.enter_async_context(
+            open_bulk_carrier(transport, transport.hosts_of, config.bulk, network.host, after)
+        )
+    return _Resources(identity, bus, blame, store, transport, datagrams, directory, bulk)
 
 
 def _datagram_port(configured: int, transport: Libp2pTransport) -> int:
@@ -139,6 +150,7 @@ class _Services:
     discovery: DiscoveryService
     exchange: ExchangeService
     models: ModelService
+    planes: Planes | None
 
 
 def _assemble(config: HerdConfig, resources: _Resources) -> _Services:
@@ -161,7 +173,13 @@ def _assemble(config: HerdConfig, resources: _Resources) -> _Services:
     discovery = DiscoveryService(
         resources.directory, catalog, transport, peer_id, config.discovery, blame, membership.alive
     )
-    exchange = ExchangeService(transport, store.blobs, blame, bus, config.exchange, peer_id, rng)
+    streams = StreamCarrier(transport)
+    planes: Planes | None = None
+    if resources.bulk is not None:
+        planes = Planes(resources.bulk, streams, config.bulk)
+    exchange = ExchangeService(
+        transport, store.blobs, blame, bus, config.exchange, peer_id, rng, carrier=planes or streams
+    )
     models = ModelService(
         models=store,
         blobs=store.blobs,
@@ -179,7 +197,7 @@ def _assemble(config: HerdConfig, resources: _Resources) -> _Services:
             discovery.peer_joined(peer, member.record.addresses)
 
     membership.subscribe_alive(member_changed)
-    return _Services(membership, catalog, discovery, exchange, models)
+    return _Services(membership, catalog, discovery, exchange, models, planes)
 
 
 def _membership(config: HerdConfig, resources: _Resources, rng: random.Random) -> MembershipService:
@@ -211,6 +229,7 @@ def _local_node(config: HerdConfig, resources: _Resources, services: _Services) 
         membership=services.membership,
         catalog=services.catalog,
         models=services.models,
+        planes=services.planes,
     )
 
 
@@ -227,5 +246,7 @@ def _metrics(resources: _Resources, services: _Services) -> Metrics:
         ("exchange", services.exchange.statistics, EXCHANGE_GAUGES),
     ):
         metrics.register_statistics(name, statistics, gauges=gauges)
+    if resources.bulk is not None:
+        metrics.register_statistics("bulk", resources.bulk.statistics, gauges=("links", "lanes", "tickets"))
     metrics.register_statistics("blame", resources.blame.statistics, label="reason")
     return metrics

@@ -18,6 +18,7 @@ from node.errors import UsageError
 from node.logs import LogConfig
 from node.store.config import StoreConfig
 from node.transport.config import NetworkConfig
+from protocols.bulk.config import BulkConfig
 from protocols.catalog.config import CatalogConfig, DiscoveryConfig
 from protocols.exchange.config import ExchangeConfig
 from protocols.membership.config import MembershipConfig
@@ -31,6 +32,7 @@ SECTIONS: dict[str, type[Any]] = {
     "catalog": CatalogConfig,
     "discovery": DiscoveryConfig,
     "exchange": ExchangeConfig,
+    "bulk": BulkConfig,
     "api": ApiConfig,
     "log": LogConfig,
 }
@@ -66,6 +68,7 @@ class HerdConfig:
     catalog: CatalogConfig = attrs.field(factory=CatalogConfig)
     discovery: DiscoveryConfig = attrs.field(factory=DiscoveryConfig)
     exchange: ExchangeConfig = attrs.field(factory=ExchangeConfig)
+    bulk: BulkConfig = attrs.field(factory=BulkConfig)
     api: ApiConfig = attrs.field(factory=ApiConfig)
     log: LogConfig = attrs.field(factory=LogConfig)
     labels: dict[str, str] = attrs.field(factory=dict)

@@ -13,6 +13,7 @@ from node.events import EventBus
 from node.facade import OnProgress, Through
 from node.ports import Transport, TransportError
 from node.services.catalog.service import CatalogService
+from node.services.exchange.planes import Planes
 from node.services.membership.service import MembershipService
 from node.services.models.service import ModelService
 from node.store.store import Store
@@ -35,6 +36,7 @@ class LocalNode:
     membership: MembershipService
     catalog: CatalogService
     models: ModelService
+    planes: Planes | None
     started_s: float = attrs.field(factory=trio.current_time)
     api: str = ""
 
@@ -64,6 +66,7 @@ class LocalNode:
         views = []
         for member in self.membership.members():
             record, blame = member.record, self.blame.view(member.peer)
+            plane = self.planes.plane_of(member.peer) if self.planes is not None else None
             views.append(
                 MemberView(
                     peer=member.peer,
@@ -75,6 +78,8 @@ class LocalNode:
                     models=self.catalog.holdings_count(member.peer),
                     blame=blame.counts,
                     banned=blame.banned,
+                    chunk_plane=plane.name if plane is not None else "",
+                    chunk_plane_reason=plane.reason if plane is not None else "",
                 )
             )
         return views

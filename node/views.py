@@ -47,7 +47,10 @@ class NodeStatus:
 
 @attrs.frozen
 class MemberView:
-    """One member as this node sees it; `state` is `self`, `alive`, `suspect`, `dead` or `left`."""
+    """One member as this node sees it; `state` is `self`, `alive`, `suspect`, `dead` or `left`.
+
+    `chunk_plane` is how its chunks came last: `bulk`, or `streams` with the reason; empty when none came.
+    """
 
     peer: str
     state: str
@@ -58,6 +61,8 @@ class MemberView:
     models: int
     blame: dict[str, int]
     banned: bool
+    chunk_plane: str = ""
+    chunk_plane_reason: str = ""
 
 
 @attrs.frozen

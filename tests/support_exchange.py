@@ -11,6 +11,7 @@ from node.blame import BlameLedger
 from node.events import EventBus
 from node.identity import Identity
 from node.ports import Stream
+from node.services.exchange.carrier import StreamCarrier
 from node.services.exchange.service import ExchangeService, FetchProgress, FetchReport
 from node.trust.mesh_key import MeshKeyDoor
 from protocols.exchange.config import ExchangeConfig
@@ -101,7 +102,10 @@ class Swarm:
         with trio.CancelScope() as scope:
             async with AsyncExitStack() as stack:
                 transport = await stack.enter_async_context(self._network.transport(me, MeshKeyDoor(b"k" * 32), blame))
-                exchange = ExchangeService(transport, blobs, blame, bus, config, me, random.Random(name))
+                carrier = StreamCarrier(transport)
+                exchange = ExchangeService(
+                    transport, blobs, blame, bus, config, me, random.Random(name), carrier=carrier
+                )
                 nursery = await stack.enter_async_context(trio.open_nursery())
                 await nursery.start(exchange.run)
                 task_status.started(Peer(me, transport, blobs, blame, exchange, scope, bus))

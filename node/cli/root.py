@@ -144,6 +144,9 @@ def peers(home: Path | None, models: str | None, as_json: bool) -> None:
 
     members = as_views(told, "members", MemberView)
     table(MEMBER_COLUMNS, [member_row(member) for member in members], right=NUMBER_COLUMNS)
+    for member in members:
+        if member.chunk_plane_reason:
+            line(f"{short_peer_text(member.peer)}: chunks come over control streams: {member.chunk_plane_reason}")
 
 
 @herd.command("ls")

@@ -100,7 +100,7 @@ def transfer_row(transfer: TransferView) -> list[str]:
 
 
 def member_row(member: MemberView) -> list[str]:
-    """A member in a table's row: peer, state, address, models, free disk, blame, labels."""
+    """A member in a table's row: peer, state, address, models, free disk, how its chunks come, blame, labels."""
     blame = ", ".join(f"{reason} {count}" for reason, count in sorted(member.blame.items()))
     return [
         short_peer_text(member.peer),
@@ -108,6 +108,7 @@ def member_row(member: MemberView) -> list[str]:
         _address(member.addresses),
         str(member.models),
         size_text(member.free_disk_bytes),
+        member.chunk_plane,
         blame,
         " ".join(f"{key}={value}" for key, value in sorted(member.labels.items())),
     ]
@@ -122,7 +123,7 @@ def _address(addresses: list[str]) -> str:
 
 
 TRANSFER_COLUMNS = ("MODEL", "PHASE", "HELD", "SIZE", "FROM")
-MEMBER_COLUMNS = ("PEER", "STATE", "ADDRESS", "MODELS", "FREE", "BLAME", "LABELS")
+MEMBER_COLUMNS = ("PEER", "STATE", "ADDRESS", "MODELS", "FREE", "VIA", "BLAME", "LABELS")
 NUMBER_COLUMNS = ("HELD", "SIZE", "MODELS", "FREE")
 
 

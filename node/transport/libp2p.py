@@ -18,7 +18,7 @@ from node.errors import UsageError
 from node.identity import Identity
 from node.ports import Door, Stream, StreamHandler, TransportError
 from node.transport import multistream
-from node.transport.addresses import announced_addresses
+from node.transport.addresses import announced_addresses, tcp_target
 from node.transport.config import NetworkConfig
 from node.transport.host import HostNetwork, make_host
 from node.transport.multistream import ProtocolRefused
@@ -97,6 +97,12 @@ class Libp2pTransport:
     def addresses(self) -> list[str]:
         """Where this node listens now: multiaddr texts without `/p2p/`, never 0.0.0.0; interfaces come and go."""
         return self._addresses()
+
+    def hosts_of(self, peer: PeerId) -> list[str]:
+        """Under which hosts a peer is reached: where it is connected now, then all that it announces."""
+        connected = [connection.remote_host for connection in self._network.connections_of(peer)]
+        announced = [tcp_target(address)[0] for address in self._known.get(peer, ())]
+        return list(dict.fromkeys([*connected, *announced]))
 
     def statistics(self) -> TransportStatistics:
         """What is open now, and totals since the node started."""

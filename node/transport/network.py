@@ -7,7 +7,6 @@ stream's, a slot is free when its handshake is over, all addresses race under de
 against an address.
 """
 
-import errno
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -20,6 +19,7 @@ from node.ports import AdmissionError, TransportError
 from node.transport.addresses import tcp_target
 from node.transport.admission import Stranger
 from node.transport.config import NetworkConfig
+from node.transport.listening import accept_forever, failure_reason
 from node.transport.secured import SecuredConnection, TcpConnection
 from node.transport.statistics import Counters
 from node.transport.upgrade import Credentials, upgrade_accepted, upgrade_dialed
@@ -44,8 +44,6 @@ SIMULTANEOUS_S = 5.0
 
 BLAMES_PER_MINUTE_MAX = 20
 """Strangers may not flood log, events and ledger; what is over the limit is only counted."""
-
-_OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 
 ServeStream = Callable[[YamuxConnection, YamuxStream], Awaitable[None]]
 
@@ -194,7 +192,7 @@ class Network:
             try:
                 stream = await trio.open_tcp_stream(host, port)
             except OSError as error:
-                raise TransportError(_reason(error)) from error
+                raise TransportError(failure_reason(error)) from error
         if connecting.cancelled_caught:
             raise TransportError(f"no connection within {self._config.dial_timeout_s:g} s")
         raw = TcpConnection(stream, dialed_here=True, remote_host=host)
@@ -212,30 +210,20 @@ class Network:
 
     async def accept(self, listener: trio.abc.Listener[trio.SocketStream]) -> None:
         """Let peers in until cancelled."""
-        accepting = True
-        while True:
-            try:
-                stream = await listener.accept()
-            except OSError as error:
-                if error.errno not in _OUT_OF_RESOURCES:
-                    raise
-                if accepting:
-                    log.error("cannot accept connections for now: %s; `ulimit -n` may be too low", error.strerror)
-                accepting = False
-                await trio.sleep(0.1)
-                continue
-            accepting = True
-            self.counters.connections_offered += 1
-            host = _remote_host(stream)
-            if host is None or not self._has_room(host):
-                self.counters.connections_turned_away += 1
-                stream.socket.close()
-                continue
-            # Counted here, not in its task: a burst must not pass before its first task has run.
-            self._handshakes_made += 1
-            handshake = _Handshake(host, trio.current_time(), trio.CancelScope())
-            self._handshakes[self._handshakes_made] = handshake
-            self._nursery.start_soon(self._let_in, stream, self._handshakes_made, handshake)
+        await accept_forever(listener, self._offered)
+
+    def _offered(self, stream: trio.SocketStream) -> None:
+        self.counters.connections_offered += 1
+        host = _remote_host(stream)
+        if host is None or not self._has_room(host):
+            self.counters.connections_turned_away += 1
+            stream.socket.close()
+            return
+        # Counted here, not in its task: a burst must not pass before its first task has run.
+        self._handshakes_made += 1
+        handshake = _Handshake(host, trio.current_time(), trio.CancelScope())
+        self._handshakes[self._handshakes_made] = handshake
+        self._nursery.start_soon(self._let_in, stream, self._handshakes_made, handshake)
 
     def _has_room(self, host: str) -> bool:
         """Whether a newcomer may begin a handshake; one that dawdles is pushed out for it."""
@@ -359,9 +347,3 @@ def _remote_host(stream: trio.SocketStream) -> str | None:
     except OSError:
         # It hung up before it was looked at.
         return None
-
-
-def _reason(error: OSError) -> str:
-    # Trio wraps the failures of a name's several addresses in a group behind one OSError.
-    causes = getattr(error.__cause__, "exceptions", None) or [error.__cause__ or error]
-    return "; ".join(dict.fromkeys(getattr(cause, "strerror", None) or str(cause) for cause in causes))

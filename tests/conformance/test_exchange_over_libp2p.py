@@ -10,6 +10,7 @@ import trio
 
 from node.blame import BlameLedger
 from node.events import EventBus
+from node.services.exchange.carrier import StreamCarrier
 from node.services.exchange.service import ExchangeService, FetchProgress, FetchReport
 from node.store.config import StoreConfig
 from node.store.store import Store, open_store
@@ -52,7 +53,14 @@ async def open_nodes(path: Path, *names: str) -> AsyncIterator[list[RealNode]]:
                     trio.open_nursery() as own,
                 ):
                     exchange = ExchangeService(
-                        transport, store.blobs, blame, bus, ExchangeConfig(), identity.peer_id, random.Random(name)
+                        transport,
+                        store.blobs,
+                        blame,
+                        bus,
+                        ExchangeConfig(),
+                        identity.peer_id,
+                        random.Random(name),
+                        carrier=StreamCarrier(transport),
                     )
                     await own.start(exchange.run)
                     transports.append(transport)

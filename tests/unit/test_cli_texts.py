@@ -87,8 +87,10 @@ def test_an_event_of_a_newer_node_is_shown_by_its_fields() -> None:
 
 
 def test_a_member_in_a_row() -> None:
-    member = MemberView(PEER, "alive", 1, ["/ip4/10.0.0.2/tcp/4701"], {"zone": "b", "a": "1"}, 10**9, 2, {"x": 1}, True)
-    assert member_row(member) == ["…ASxYGray", "alive (banned)", "10.0.0.2:4701", "2", "1.0 GB", "x 1", "a=1 zone=b"]
+    labels = {"zone": "b", "a": "1"}
+    member = MemberView(PEER, "alive", 1, ["/ip4/10.0.0.2/tcp/4701"], labels, 10**9, 2, {"x": 1}, True, "bulk")
+    shown = ["…ASxYGray", "alive (banned)", "10.0.0.2:4701", "2", "1.0 GB", "bulk", "x 1", "a=1 zone=b"]
+    assert member_row(member) == shown
 
 
 @pytest.mark.parametrize("answer", [{}, [], {"peer": 7}, {"members": 5}, {"members": [{"peer": "x"}]}])

@@ -81,7 +81,7 @@ def test_labels_come_from_everywhere_and_are_joined(tmp_path: Path) -> None:
         ("[store]\nchunk_size_bytes = 1\n", "a whole number, 1048576 to 16777216 bytes"),
         ("[netwrok]\nport = 1\n", "unknown section [netwrok]; did you mean network?"),
         ("[network]\nprot = 1\n", "unknown key network.prot; did you mean port?"),
-        ("port = 1\n", "unknown section [port]; known are api, catalog, discovery,"),
+        ("port = 1\n", "unknown section [port]; known are api, bulk, catalog, discovery,"),
         ("network = 1\n", "network = 1 is not allowed: a table; write [network] above its keys"),
         ("[labels]\nzone = 7\n", "labels.zone = 7 is not allowed: KEY=VALUE texts;"),
         ("[labels]\n'a b' = 'x'\n", "labels.a b = 'x' is not allowed: KEY=VALUE texts;"),

@@ -11,6 +11,7 @@ import trio
 from trio.testing import MockClock
 
 from node.ports import Directory, StoreError, Transport
+from node.services.exchange.carrier import StreamCarrier
 from node.services.exchange.service import ExchangeService
 from node.services.models.service import ModelService
 from protocols.catalog.config import CatalogConfig
@@ -70,7 +71,14 @@ async def node_with_store(hosts: Hosts, name: str, config: CatalogConfig | None 
         blobs = CountedBlobs()
         shelf = MemoryModels(blobs, host.bus)
         exchange = ExchangeService(
-            host.transport, blobs, host.blame, host.bus, ExchangeConfig(), host.peer, random.Random(1)
+            host.transport,
+            blobs,
+            host.blame,
+            host.bus,
+            ExchangeConfig(),
+            host.peer,
+            random.Random(1),
+            carrier=StreamCarrier(host.transport),
         )
         models = ModelService(
             models=shelf,

@@ -19,6 +19,7 @@ from node.identity import Identity
 from node.ports import BlobMissing, StoreError
 from node.services.catalog.service import CatalogService
 from node.services.discovery.service import DiscoveryService
+from node.services.exchange.carrier import StreamCarrier
 from node.services.exchange.service import ExchangeService
 from node.services.models.service import ModelService, parse_name
 from node.trust.mesh_key import MeshKeyDoor
@@ -122,7 +123,9 @@ class Mesh:
         )
         directory = self._directories.directory(me, transport.addresses())
         discovery = DiscoveryService(directory, catalog, transport, me, DiscoveryConfig(), blame, alive)
-        exchange = ExchangeService(transport, blobs, blame, bus, WINDOWS, me, random.Random(4))
+        exchange = ExchangeService(
+            transport, blobs, blame, bus, WINDOWS, me, random.Random(4), carrier=StreamCarrier(transport)
+        )
         shelf = MemoryModels(blobs, bus)
         models = ModelService(
             models=shelf, blobs=blobs, catalog=catalog, discovery=discovery, exchange=exchange, bus=bus, peer_id=me

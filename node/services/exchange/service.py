@@ -12,7 +12,6 @@ from node.errors import HerdError
 from node.events import EventBus
 from node.ports import Blobs, ChunkCarrier, Transport
 from node.services.exchange.asking import AskingSide
-from node.services.exchange.carrier import StreamCarrier
 from node.services.exchange.giving import GivingSide
 from node.services.exchange.transfer import FetchProgress, FetchReport, Rooms, Transfer
 from protocols.errors import LocalProtocolError
@@ -50,7 +49,7 @@ class ExchangeStatistics:
 
 
 class ExchangeService:
-    """One a node. `run` is started once, `fetch` works while it runs. Chunks ride the transport without a `carrier`."""
+    """One a node. `run` is started once, `fetch` works while it runs. `carrier` is how chunks travel."""
 
     def __init__(
         self,
@@ -61,10 +60,11 @@ class ExchangeService:
         config: ExchangeConfig,
         peer_id: PeerId,
         rng: Random,
-        carrier: ChunkCarrier | None = None,
+        *,
+        carrier: ChunkCarrier,
     ) -> None:
         self._transport = transport
-        self._carrier = carrier or StreamCarrier(transport)
+        self._carrier = carrier
         self._giving = GivingSide(blobs, bus, config)
         self._asking = AskingSide(transport, self._carrier, blame, config, rng)
         self._rooms = Rooms(self._asking, self._giving, blobs, blame, config, peer_id, rng)

@@ -1,0 +1,142 @@
+"""One bulk connection after its opening: chunks as sealed frames, seen from the giver's and from the asker's end."""
+
+from node.buffers import BufferPool
+from node.ports import CarriedChunk, TransportError
+from node.transport.bulk_socket import BulkSocket
+from protocols.bulk.frames import (
+    FRAME_SIZE_BYTES_MAX,
+    HEADER_SIZE_BYTES,
+    TAG_SIZE_BYTES,
+    BrokenFrame,
+    FrameKind,
+    FrameOpener,
+    FrameSealer,
+)
+from protocols.errors import RemoteProtocolError
+from protocols.exchange.messages import CHUNK_HEADER_SIZE_BYTES_MAX, CHUNKS_CODEC, ChunkHeader
+
+OVERHEAD_SIZE_BYTES = HEADER_SIZE_BYTES + TAG_SIZE_BYTES
+
+
+class _Lane:
+    """What both ends share: a socket, a sealer, an opener, and one frame's memory."""
+
+    def __init__(self, socket: BulkSocket, sealer: FrameSealer, opener: FrameOpener, frame_size_bytes: int) -> None:
+        self._socket = socket
+        self._sealer = sealer
+        self._opener = opener
+        self._frame_size_bytes = frame_size_bytes
+        self._header = memoryview(bytearray(HEADER_SIZE_BYTES))
+
+    async def greet(self) -> None:
+        """Send the empty message that proves the ticket."""
+        await self._send(FrameKind.MESSAGE, b"")
+
+    async def hear_greeting(self) -> None:
+        """Receive the peer's empty message. BrokenFrame when it is something else, TransportError when none comes."""
+        if await self._receive_message() != b"":
+            raise BrokenFrame("a bulk connection begins with an empty message")
+
+    async def _send(self, kind: FrameKind, data: bytes) -> None:
+        buffer = memoryview(bytearray(len(data) + OVERHEAD_SIZE_BYTES))
+        self._sealer.seal_into(kind, data, buffer)
+        await self._socket.send_all(buffer)
+
+    async def _receive_header(self) -> tuple[FrameKind, int]:
+        if not await self._socket.receive_exactly(self._header):
+            raise TransportError("the bulk connection was cut off")
+        return self._opener.announced(self._header)
+
+    async def _open(self, size_bytes: int, sealed: memoryview, buffer: memoryview) -> None:
+        if not await self._socket.receive_exactly(sealed[: size_bytes + TAG_SIZE_BYTES]):
+            raise TransportError("the bulk connection was cut off")
+        self._opener.open_into(bytes(self._header), sealed[: size_bytes + TAG_SIZE_BYTES], buffer)
+
+    async def _receive_message(self) -> bytes | None:
+        """The next message, None when the peer ended in order. Frames of any other kind or size are refused."""
+        kind, size_bytes = await self._receive_header()
+        if kind is FrameKind.BODY or size_bytes > CHUNK_HEADER_SIZE_BYTES_MAX:
+            raise BrokenFrame(f"a {kind.name} frame of {size_bytes} bytes where a message was due")
+        message = bytearray(size_bytes)
+        await self._open(size_bytes, memoryview(bytearray(size_bytes + TAG_SIZE_BYTES)), memoryview(message))
+        return None if kind is FrameKind.END else bytes(message)
+
+    async def finish(self) -> None:
+        """Say that nothing more will be sent from here."""
+        await self._send(FrameKind.END, b"")
+
+    def close(self) -> None:
+        """End the connection at once; idempotent."""
+        self._socket.close()
+
+
+class GiverLane(_Lane):
+    """The end that sends chunks, one after the other."""
+
+    def __init__(self, socket: BulkSocket, sealer: FrameSealer, opener: FrameOpener, frame_size_bytes: int) -> None:
+        super().__init__(socket, sealer, opener, frame_size_bytes)
+        self._frame = memoryview(bytearray(CHUNK_HEADER_SIZE_BYTES_MAX + frame_size_bytes + 2 * OVERHEAD_SIZE_BYTES))
+
+    @property
+    def carried_bytes(self) -> int:
+        """What this connection has carried so far."""
+        return self._sealer.sealed_bytes
+
+    async def send_chunk(self, chunk: CarriedChunk) -> None:
+        """Send one chunk. TransportError when the asker is gone; cancelling tears the connection."""
+        data = memoryview(chunk.data)
+        header = CHUNKS_CODEC.encode(ChunkHeader(chunk.digest, chunk.index, len(data)))
+        # The header travels with the first piece, so that a small chunk costs one call and one segment.
+        filled = self._sealer.seal_into(FrameKind.MESSAGE, header, self._frame)
+        for offset in range(0, len(data), self._frame_size_bytes):
+            piece = data[offset : offset + self._frame_size_bytes]
+            filled += self._sealer.seal_into(FrameKind.BODY, piece, self._frame[filled:])
+            await self._socket.send_all(self._frame[:filled])
+            filled = 0
+
+    async def wait_ended(self) -> None:
+        """Return when the asker ends the connection, in order or not. It has nothing else to say."""
+        try:
+            message = await self._receive_message()
+        except TransportError:
+            return
+        if message is not None:
+            raise BrokenFrame("an asker says nothing on a bulk connection")
+
+
+class AskerLane(_Lane):
+    """The end that receives chunks."""
+
+    def __init__(
+        self, socket: BulkSocket, sealer: FrameSealer, opener: FrameOpener, frame_size_bytes: int, pool: BufferPool
+    ) -> None:
+        super().__init__(socket, sealer, opener, frame_size_bytes)
+        self._sealed = memoryview(bytearray(FRAME_SIZE_BYTES_MAX + TAG_SIZE_BYTES))
+        self._pool = pool
+
+    @property
+    def carried_bytes(self) -> int:
+        """What this connection has carried so far."""
+        return self._opener.opened_bytes
+
+    async def receive_chunk(self) -> CarriedChunk | None:
+        """The next chunk in lent memory, None when the giver ended the connection in order.
+
+        TransportError when it broke off or a frame did not open, RemoteProtocolError when what the giver itself sealed
+        is no chunk.
+        """
+        message = await self._receive_message()
+        if message is None:
+            return None
+        header = CHUNKS_CODEC.decode(message)
+        if not isinstance(header, ChunkHeader):
+            raise RemoteProtocolError(f"a chunk begins with its header, not with {type(header).__name__}")
+        buffer = self._pool.lend(header.size_bytes)
+        received = 0
+        while received < header.size_bytes:
+            kind, size_bytes = await self._receive_header()
+            if kind is not FrameKind.BODY or not 0 < size_bytes <= header.size_bytes - received:
+                raise BrokenFrame(f"a {kind.name} frame of {size_bytes} bytes inside a chunk")
+            await self._open(size_bytes, self._sealed, buffer.view[received : received + size_bytes])
+            received += size_bytes
+        return CarriedChunk(header.digest, header.index, buffer.view, buffer.release)

@@ -1,0 +1,199 @@
+"""The two ends of a bulk link: the connections of one session between one giver and one asker, its lanes.
+
+A chunk travels on one lane, whole. When a lane breaks off, chunks may be lost that its giver believes sent, so the
+link ends as a whole and the session begins anew; a lane that ends in order has lost nothing.
+"""
+
+from collections import deque
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from node.ports import CarriedChunk, TransportError
+from node.transport.bulk_lane import AskerLane, GiverLane
+from protocols.bulk.frames import BrokenFrame
+from protocols.errors import RemoteProtocolError
+from protocols.ids import PeerId
+
+REPLACE_AT = 0.9
+"""The part of its limit after which an asker opens the successor of a lane."""
+
+
+class GiverLink:
+    """Implements `node.ports.ChunkLink` for the giver; the carrier adds the lanes that the asker opens."""
+
+    def __init__(self, peer: PeerId, ticket: bytes, bytes_max: int, on_broken: Callable[[], None]) -> None:
+        self.peer = peer
+        self.ticket = ticket
+        self._bytes_max = bytes_max
+        self._on_broken = on_broken
+        self._lanes: dict[GiverLane, None] = {}
+        self._idle: deque[GiverLane] = deque()
+        self._waiting = trio.lowlevel.ParkingLot()
+        self._closed = False
+
+    @property
+    def lanes(self) -> int:
+        """How many connections stand."""
+        return len(self._lanes)
+
+    async def keep(self, lane: GiverLane) -> None:
+        """Use a lane until it ends."""
+        if self._closed:
+            return lane.close()
+        self._lanes[lane] = None
+        self._give_back(lane)
+        try:
+            await lane.wait_ended()
+        except BrokenFrame:
+            self._on_broken()
+        finally:
+            lane.close()
+            self._forget(lane)
+
+    async def send(self, chunk: CarriedChunk, wanted: Callable[[], bool]) -> bool:
+        """Send one chunk on a free lane, if it is still wanted by then; whether it went."""
+        while not self._idle:
+            if self._closed:
+                raise TransportError(f"the bulk link of {self.peer} is closed")
+            await self._waiting.park()
+        lane = self._idle.pop()
+        if not wanted():
+            self._give_back(lane)
+            return False
+        went = False
+        try:
+            await lane.send_chunk(chunk)
+            went = True
+        finally:
+            if not went:
+                await self.close()
+        await self._retire_or_give_back(lane)
+        return True
+
+    async def receive(self) -> CarriedChunk | None:
+        """Nothing comes from an asker."""
+        raise TransportError("a giver's link only sends")
+
+    async def close(self) -> None:
+        """End every lane at once; idempotent."""
+        self._closed = True
+        for lane in list(self._lanes):
+            lane.close()
+        self._waiting.unpark_all()
+        await trio.lowlevel.checkpoint()
+
+    async def _retire_or_give_back(self, lane: GiverLane) -> None:
+        if lane.carried_bytes < self._bytes_max:
+            self._give_back(lane)
+            return
+        # The asker counts too and has opened another one by now; else it opens one when it sees this one end.
+        await lane.finish()
+
+    def _give_back(self, lane: GiverLane) -> None:
+        if lane in self._lanes:
+            self._idle.append(lane)
+            self._waiting.unpark()
+
+    def _forget(self, lane: GiverLane) -> None:
+        self._lanes.pop(lane, None)
+        if lane in self._idle:
+            self._idle.remove(lane)
+
+
+class AskerLink:
+    """Implements `node.ports.ChunkLink` for the asker; `open_lane` gets a ticket and connects."""
+
+    def __init__(
+        self,
+        peer: PeerId,
+        ticket: bytes,
+        bytes_max: int,
+        nursery: trio.Nursery,
+        open_lane: Callable[[], Awaitable[AskerLane]],
+        on_broken: Callable[[], None],
+    ) -> None:
+        self.peer = peer
+        self.ticket = ticket
+        self._bytes_max = bytes_max
+        self._nursery = nursery
+        self._open_lane = open_lane
+        self._on_broken = on_broken
+        self._lanes: dict[AskerLane, None] = {}
+        self._replaced: dict[AskerLane, None] = {}
+        self._scope = trio.CancelScope()
+        self._arrived: deque[tuple[CarriedChunk, trio.Event]] = deque()
+        self._changed = trio.Event()
+        self._failure: TransportError | RemoteProtocolError | None = None
+        self.ended = trio.Event()
+
+    @property
+    def lanes(self) -> int:
+        """How many connections stand."""
+        return len(self._lanes)
+
+    def add(self, lane: AskerLane) -> None:
+        """Read from a further lane."""
+        if self.ended.is_set():
+            return lane.close()
+        self._lanes[lane] = None
+        self._nursery.start_soon(self._read, lane)
+
+    async def send(self, chunk: CarriedChunk, wanted: Callable[[], bool]) -> bool:
+        """Nothing goes to a giver."""
+        raise TransportError("an asker's link only receives")
+
+    async def receive(self) -> CarriedChunk | None:
+        """The next chunk of any lane, None when the giver ended the last of them in order."""
+        while not self._arrived:
+            if self.ended.is_set():
+                if self._failure is not None:
+                    raise self._failure
+                return None
+            self._changed = trio.Event()
+            await self._changed.wait()
+        chunk, taken = self._arrived.popleft()
+        taken.set()
+        return chunk
+
+    async def close(self) -> None:
+        """End every lane at once; idempotent."""
+        self._end(None)
+        await trio.lowlevel.checkpoint()
+
+    async def _read(self, lane: AskerLane) -> None:
+        try:
+            with self._scope:
+                while (chunk := await lane.receive_chunk()) is not None:
+                    # A lane reads no further until its chunk was taken: what waits here is one chunk a lane.
+                    taken = trio.Event()
+                    self._arrived.append((chunk, taken))
+                    self._changed.set()
+                    await taken.wait()
+                    if lane.carried_bytes >= self._bytes_max * REPLACE_AT and lane not in self._replaced:
+                        await self._replace(lane)
+        except BrokenFrame as error:
+            self._on_broken()
+            self._end(TransportError(f"a bulk connection of {self.peer} was tampered with: {error}"))
+        except (TransportError, RemoteProtocolError) as error:
+            self._end(error)
+        finally:
+            lane.close()
+            self._lanes.pop(lane, None)
+            self._replaced.pop(lane, None)
+            if not self._lanes:
+                self._end(None)
+
+    async def _replace(self, lane: AskerLane) -> None:
+        """A lane that has carried nearly what one key may carry gets its successor before the giver ends it."""
+        self._replaced[lane] = None
+        self.add(await self._open_lane())
+
+    def _end(self, failure: TransportError | RemoteProtocolError | None) -> None:
+        if not self.ended.is_set():
+            self._failure = failure
+            self.ended.set()
+            self._scope.cancel()
+            self._changed.set()
+            for lane in list(self._lanes):
+                lane.close()
