@@ -20,6 +20,7 @@ from node.store.config import StoreConfig
 from node.transport.config import NetworkConfig
 from protocols.catalog.config import CatalogConfig, DiscoveryConfig
 from protocols.exchange.config import ExchangeConfig
+from protocols.limits.config import LimitsConfig
 from protocols.membership.config import MembershipConfig
 
 FILE_NAME = "herd.toml"
@@ -31,6 +32,7 @@ SECTIONS: dict[str, type[Any]] = {
     "catalog": CatalogConfig,
     "discovery": DiscoveryConfig,
     "exchange": ExchangeConfig,
+    "limits": LimitsConfig,
     "api": ApiConfig,
     "log": LogConfig,
 }
@@ -66,6 +68,7 @@ class HerdConfig:
     catalog: CatalogConfig = attrs.field(factory=CatalogConfig)
     discovery: DiscoveryConfig = attrs.field(factory=DiscoveryConfig)
     exchange: ExchangeConfig = attrs.field(factory=ExchangeConfig)
+    limits: LimitsConfig = attrs.field(factory=LimitsConfig)
     api: ApiConfig = attrs.field(factory=ApiConfig)
     log: LogConfig = attrs.field(factory=LogConfig)
     labels: dict[str, str] = attrs.field(factory=dict)
