@@ -11,7 +11,16 @@ from node.cli.output import as_view, document, line, table
 PATH = "/api/mesh/limits"
 
 
-@click.group("limits", cls=HerdGroup, invoke_without_command=True)
+class _LimitsGroup(HerdGroup):
+    """Says where a limit goes that was given without `set`."""
+
+    def resolve_command(self, context: click.Context, args: list[str]) -> Any:
+        if args and "=" in args[0]:
+            context.fail(f"{args[0]!r} is no command; did you mean `herd limits set {args[0]}`?")
+        return super().resolve_command(context, args)
+
+
+@click.group("limits", cls=_LimitsGroup, invoke_without_command=True)
 @node_options
 @click.pass_context
 def limits_group(context: click.Context, home: Path | None, models: str | None, as_json: bool) -> None:

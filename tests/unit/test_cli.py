@@ -214,6 +214,7 @@ def test_ctrl_c_of_an_add_promises_nothing(monkeypatch: pytest.MonkeyPatch, capf
         ),
         (("limits", "set", "up=5MB/s,evening=1MB/s"), 2, "limits.up: no period is named 'evening'; known are night"),
         (("limits", "set", "up"), 2, "limits set: 'up' is not allowed: KEY=RATE, such as up=50MB/s"),
+        (("limits", "up=5MB/s"), 2, "'up=5MB/s' is no command; did you mean `herd limits set up=5MB/s`?"),
         (("limits", "set"), 2, "Missing argument 'KEY=RATE...'; see `herd limits set --help`"),
         (("up", "--port", "http"), 2, "--port: network.port = 'http' is not allowed: a whole number, 0 to 65535"),
         (("up", "--label", "zone"), 2, "--label: 'zone' is not allowed: KEY=VALUE"),
