@@ -26,7 +26,7 @@ from node.metrics import Metrics
 from node.services.catalog.service import CatalogService
 from node.services.discovery.service import DiscoveryService
 from node.services.exchange.service import ExchangeService
-from node.services.limits import LimitsService
+from node.services.limits.service import LimitsService
 from node.services.membership.service import MembershipService
 from node.services.models.service import ModelService
 from node.store.store import Store, open_store

@@ -13,7 +13,7 @@ from node.events import EventBus
 from node.facade import OnProgress, Through
 from node.ports import Transport, TransportError
 from node.services.catalog.service import CatalogService
-from node.services.limits import LimitsService
+from node.services.limits.service import LimitsService
 from node.services.membership.service import MembershipService
 from node.services.models.service import ModelService
 from node.store.store import Store

@@ -16,7 +16,7 @@ from node.errors import NotFound, UsageError
 from node.events import EventBus, TransferEnded
 from node.facade import OnProgress, Through
 from node.metrics import Metrics
-from node.services.limits import LimitsService
+from node.services.limits.service import LimitsService
 from node.services.models.operations import Operations
 from node.views import FoundModel, LimitsView, MemberView, ModelView, NodeStatus, Progress, ProviderView, PullReport
 from protocols.limits.config import LimitsConfig
@@ -42,7 +42,7 @@ class FakeNode:
         self.pulls_started = 0
         self.pulls_cancelled = 0
         self.pull_cancelled = trio.Event()
-        self._limits = LimitsService(LimitsConfig(), lambda: FRIDAY_NIGHT, Path("/fake/home/herd.toml"))
+        self._limits = LimitsService(LimitsConfig(), lambda: FRIDAY_NIGHT, Path("/fake/herd.toml"))
         self._held: dict[str, int] = {}
         self._operations: Operations[Any] = Operations(nursery)
         self._listeners: dict[str, list[OnProgress]] = {}

@@ -1,5 +1,6 @@
 """How long chunks had to wait for a limit, as askers were told and then went or gave up."""
 
+import math
 from collections.abc import Hashable
 from typing import Generic, TypeVar
 
@@ -32,7 +33,7 @@ class Delays(Generic[K]):
         return len(self._waiting)
 
     def refused(self, key: K, wait_s: float, now: float) -> None:
-        """Somebody was told to wait, for the first time or once more."""
+        """Somebody was told to wait, for the first time or once more; infinite when it waits until it goes."""
         self._count(self._waiting.pop(key, None), now)
         self._waiting[key] = _Told(now, now + wait_s)
         if len(self._waiting) > WAITING_MAX:
@@ -45,11 +46,19 @@ class Delays(Generic[K]):
         if told is not None:
             self.delayed_bytes += size_bytes
 
+    def gave_up(self, key: K, now: float) -> None:
+        """Somebody waits no longer, and nothing went."""
+        self._count(self._waiting.pop(key, None), now)
+
     def settle(self, now: float) -> None:
         """The limits changed: what was told before holds no longer."""
         for key, told in self._waiting.items():
             self._count(told, now)
-            self._waiting[key] = _Told(now, now)
+            self._waiting[key] = _Told(now, told.until_s if math.isinf(told.until_s) else now)
+
+    def clear(self) -> None:
+        """Nobody waits any longer."""
+        self._waiting.clear()
 
     def _count(self, told: _Told | None, now: float) -> None:
         if told is not None:

@@ -5,7 +5,8 @@ three is in debt, and counts in all of them. Ask `wait_s`, let the chunk go, say
 others ask too.
 """
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Mapping
 
 import attrs
 
@@ -28,6 +29,20 @@ class LimiterStatistics:
     delayed_bytes: dict[str, int]
     delayed_s: dict[str, float]
     peers: dict[str, int]
+
+
+@attrs.frozen
+class Waits:
+    """How long a chunk has to wait for each of its three limits; 0.0 where it may go."""
+
+    peer_s: float
+    purpose_s: float
+    node_s: float
+
+    @property
+    def longest_s(self) -> float:
+        """How long it has to wait, if nothing else goes before."""
+        return max(self.peer_s, self.purpose_s, self.node_s)
 
 
 class _Way:
@@ -56,13 +71,14 @@ class _Way:
         keys = [self.direction.value, peer_key(self.direction), *(purpose_key(one, self.direction) for one in Purpose)]
         self.unlimited = all(rates[key].bytes_per_s is None for key in keys)
         self.delays.settle(now)
+        if self.unlimited:
+            # Who waited goes now, and `took` is not counted any more.
+            self.delays.clear()
 
-    def buckets(self, peer: PeerId, purpose: Purpose) -> Iterator[Bucket]:
-        """What a chunk stands under; a peer that took nothing yet owes nothing and has no bucket."""
-        yield self.whole
-        yield self.purposes[purpose]
-        if peer in self.peers:
-            yield self.peers[peer]
+    def waits(self, peer: PeerId, purpose: Purpose, now: float) -> Waits:
+        """How long the limits hold a chunk back; a peer that took nothing yet owes nothing and has no bucket."""
+        of_peer = self.peers[peer].wait_s(now) if peer in self.peers else 0.0
+        return Waits(of_peer, self.purposes[purpose].wait_s(now), self.whole.wait_s(now))
 
     def take(self, peer: PeerId, purpose: Purpose, size_bytes: int, now: float) -> None:
         """Count a chunk everywhere it belongs."""
@@ -72,8 +88,9 @@ class _Way:
             self.peers[peer] = bucket
             if len(self.peers) > PEERS_MAX:
                 del self.peers[next(iter(self.peers))]
-        for bucket in self.buckets(peer, purpose):
             bucket.take(size_bytes, now)
+        self.purposes[purpose].take(size_bytes, now)
+        self.whole.take(size_bytes, now)
         self.counted_bytes += size_bytes
         self.delays.went((peer, purpose), size_bytes, now)
 
@@ -101,10 +118,22 @@ class Limiter:
         way = self._ways[direction]
         if way.unlimited:
             return 0.0
-        wait_s = max(bucket.wait_s(now) for bucket in way.buckets(peer, purpose))
+        wait_s = way.waits(peer, purpose, now).longest_s
         if wait_s > 0:
             way.delays.refused((peer, purpose), wait_s, now)
         return wait_s
+
+    def waits(self, direction: Direction, peer: PeerId, purpose: Purpose, now: float) -> Waits:
+        """The same for each limit, for who waits in line: say `waiting` first, then `took` or `gave_up`."""
+        return self._ways[direction].waits(peer, purpose, now)
+
+    def waiting(self, direction: Direction, peer: PeerId, purpose: Purpose, now: float) -> None:
+        """Somebody waits from now on until it goes or gives up, however long that takes."""
+        self._ways[direction].delays.refused((peer, purpose), math.inf, now)
+
+    def gave_up(self, direction: Direction, peer: PeerId, purpose: Purpose, now: float) -> None:
+        """Who was waiting waits no longer, and nothing went."""
+        self._ways[direction].delays.gave_up((peer, purpose), now)
 
     def took(self, direction: Direction, peer: PeerId, purpose: Purpose, size_bytes: int, now: float) -> None:
         """A chunk goes now: its bytes count against the node's, the peer's and the purpose's limit."""

@@ -60,7 +60,7 @@ async def test_limits_are_shown_and_set_until_the_node_stops() -> None:
         assert (told["up"]["bytes_per_s"], told["up"]["period"]) == (400_000_000, "night")
         assert (told["pull_down"]["bytes_per_s"], told["pull_down"]["setting"]) == (10_000_000, "80Mbit/s")
         assert answer.json()["changed"] == ["up", "pull_down"]
-        assert answer.json()["note"].endswith("write them under [limits] in /fake/home/herd.toml")
+        assert answer.json()["note"].endswith("write them under [limits] in /fake/herd.toml")
         half_wrong = await http.post("/api/mesh/limits", json={"up": "1MB/s", "down": "fast"})
         assert half_wrong.status_code == 400
         assert (await http.get("/api/mesh/limits")).json() == answer.json(), "all are set, or none"

@@ -115,7 +115,7 @@ async def test_limits_are_shown_and_set(tmp_path: Path) -> None:
         assert rows["repair_up"] == ["8Mbit/s", "1MB/s"]
         assert again.out.splitlines()[-1] == (
             "up, pull_down, repair_up set while running: changes hold until this node stops;"
-            " to keep them, write them under [limits] in /fake/home/herd.toml"
+            " to keep them, write them under [limits] in /fake/herd.toml"
         )
         assert (await herd(tmp_path, "limits", "--json")).document()["limits"][0]["bytes_per_s"] == 50_000_000
 

@@ -9,7 +9,7 @@ import trio
 from trio.testing import MockClock
 
 from node.errors import UsageError
-from node.services.limits import LimitsService
+from node.services.limits.service import LimitsService
 from protocols.ids import PeerId
 from protocols.limits.config import Direction, LimitsConfig, Purpose
 
@@ -51,6 +51,59 @@ async def test_askers_share_what_goes_and_each_chunk_waits_its_time(autojump_clo
     assert limits.statistics().delayed_bytes["up"] >= 8 * MEGABYTE
 
 
+async def test_peers_take_turns_however_many_streams_each_waits_with(autojump_clock: MockClock) -> None:
+    limits, served = service(up="1MB/s"), list[PeerId]()
+    limits.took(UP, ANN, PULL, MEGABYTE)
+
+    async def give(peer: PeerId) -> None:
+        await limits.take(UP, peer, PULL, MEGABYTE)
+        served.append(peer)
+
+    async with trio.open_nursery() as nursery:
+        for peer in [*[ANN] * 6, *[BOB] * 3]:
+            nursery.start_soon(give, peer)
+    assert {*served[:2]} == {*served[2:4]} == {*served[4:6]} == {ANN, BOB}
+    assert served[6:] == [ANN] * 3
+
+
+async def test_purposes_take_turns_at_the_limit_of_the_node(autojump_clock: MockClock) -> None:
+    limits, began_s = service(up="1MB/s"), trio.current_time()
+    limits.took(UP, ANN, PULL, MEGABYTE)
+    repaired_after_s = []
+
+    async def repair() -> None:
+        for _ in range(3):
+            await limits.take(UP, BOB, REPAIR, MEGABYTE)
+            repaired_after_s.append(round(trio.current_time() - began_s))
+
+    async with trio.open_nursery() as nursery:
+        for number in range(20):
+            nursery.start_soon(limits.take, UP, PeerId(f"peer{number}"), PULL, MEGABYTE)
+        await trio.sleep(0.5)
+        await repair()
+        assert repaired_after_s == [2, 4, 6], "not after the twenty who pull"
+
+
+async def test_who_waits_for_its_own_limit_holds_nobody_else_up(autojump_clock: MockClock) -> None:
+    limits, began_s = service(up="10MB/s", peer_up="1MB/s"), trio.current_time()
+    limits.took(UP, ANN, PULL, 8 * MEGABYTE)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(limits.take, UP, ANN, PULL, MEGABYTE)
+        await limits.take(UP, BOB, PULL, MEGABYTE)
+        assert trio.current_time() - began_s == pytest.approx(0.8)
+    assert trio.current_time() - began_s == pytest.approx(8 - 0.25)
+
+
+async def test_who_goes_past_the_line_is_waited_for_too(autojump_clock: MockClock) -> None:
+    limits, began_s = service(up="1MB/s", peer_up="1MB/s"), trio.current_time()
+    limits.took(UP, BOB, PULL, 2 * MEGABYTE)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(limits.take, UP, ANN, PULL, 1)
+        await trio.sleep(1)
+        limits.took(UP, ANN, REPAIR, 4 * MEGABYTE)
+    assert trio.current_time() - began_s == pytest.approx(6)
+
+
 async def test_a_cancelled_wait_costs_nobody_anything(autojump_clock: MockClock) -> None:
     limits, began_s = service(down="1MB/s"), trio.current_time()
     await limits.take(DOWN, ANN, PULL, 2 * MEGABYTE)
@@ -59,6 +112,28 @@ async def test_a_cancelled_wait_costs_nobody_anything(autojump_clock: MockClock)
     assert given_up.cancelled_caught
     await limits.take(DOWN, BOB, PULL, 1)
     assert trio.current_time() - began_s == pytest.approx(2)
+    assert limits.statistics().delayed_s["down"] == pytest.approx(2), "ann gave up after one second"
+    assert limits.statistics().delayed_bytes["down"] == 1
+
+
+async def test_many_who_give_up_together_leave_the_line_whole_for_who_comes_next(autojump_clock: MockClock) -> None:
+    limits, began_s = service(up="1MB/s"), trio.current_time()
+    limits.took(UP, ANN, PULL, 2 * MEGABYTE)
+    with trio.move_on_after(1):
+        async with trio.open_nursery() as nursery:
+            for number in range(20):
+                nursery.start_soon(limits.take, UP, PeerId(f"peer{number % 10}"), PULL, MEGABYTE)
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(limits.take, UP, BOB, PULL, MEGABYTE)
+    assert trio.current_time() - began_s == pytest.approx(4), "at 2, 3 and 4 s: nobody of the twenty took anything"
+
+
+async def test_nothing_waits_while_nothing_is_limited(autojump_clock: MockClock) -> None:
+    limits, began_s = service(), trio.current_time()
+    for _ in range(1000):
+        await limits.take(UP, ANN, PULL, 1000 * MEGABYTE)
+    assert trio.current_time() == began_s
 
 
 async def test_who_waits_goes_at_once_when_the_limit_is_lifted(autojump_clock: MockClock) -> None:
@@ -71,7 +146,12 @@ async def test_who_waits_goes_at_once_when_the_limit_is_lifted(autojump_clock: M
         limits.change({"up": "unlimited"})
         assert limits.unlimited(UP)
     assert trio.current_time() - began_s == pytest.approx(5)
-    assert limits.statistics().delayed_s["up"] == pytest.approx(5), "not the 4000 s that were told first"
+    await trio.sleep(3600)
+    limits.change({"up": "1MB/s"})
+    await limits.take(UP, BOB, REPAIR, MEGABYTE)
+    assert limits.statistics().delayed_s["up"] == pytest.approx(5), (
+        "neither the 4000 s that were told first nor the hour after"
+    )
 
 
 async def test_who_waits_waits_longer_when_the_limit_is_lowered(autojump_clock: MockClock) -> None:

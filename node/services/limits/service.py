@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import trio
 
 from node.config_values import nearest
 from node.errors import UsageError
+from node.services.limits.lines import Lines
 from node.views import LimitsView, LimitView
 from protocols.ids import PeerId
 from protocols.limits.config import LIMIT_KEYS, Direction, LimitsConfig, Purpose
-from protocols.limits.limiter import Limiter, LimiterStatistics
+from protocols.limits.limiter import Limiter, LimiterStatistics, Waits
 from protocols.limits.periods import LocalTime
 from protocols.limits.rates import rate_text
 
@@ -36,6 +38,7 @@ class LimitsService:
         self._wall_clock = wall_clock
         self._file = file
         self._changed = trio.Event()
+        self._lines = {direction: Lines() for direction in Direction}
         self.limiter = Limiter(config, self._local_time(), trio.current_time())
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -64,11 +67,47 @@ class LimitsService:
     async def wait(self, direction: Direction, peer: PeerId, purpose: Purpose) -> None:
         """Wait until a chunk may go. Say `took` before the next await: others wait for the same.
 
-        Returns without a checkpoint when it may go at once.
+        Who waits for one peer goes in the order of coming; at the purpose's limit peers take turns, and at the
+        node's limit purposes do. Returns without a checkpoint when the chunk may go at once.
         """
-        while (wait_s := self.wait_s(direction, peer, purpose)) > 0:
-            with trio.move_on_after(wait_s):
+        lines = self._lines[direction]
+        while not self.unlimited(direction):
+            if not any(key in lines for key in (peer, purpose, direction)) and self._may_go(direction, peer, purpose):
+                return
+            async with lines.first_of(peer):
+                with self._counted_as_waiting(direction, peer, purpose):
+                    await self._stand_in_lines(direction, peer, purpose)
+                # Somebody who does not stand in line may have gone meanwhile.
+                if self._may_go(direction, peer, purpose):
+                    return
+
+    async def _stand_in_lines(self, direction: Direction, peer: PeerId, purpose: Purpose) -> None:
+        def waits() -> Waits:
+            return self.limiter.waits(direction, peer, purpose, trio.current_time())
+
+        # From the narrowest limit to the widest: who waits for its own peer holds nobody else up.
+        await self._while_above_zero(lambda: waits().peer_s)
+        async with self._lines[direction].first_of(purpose):
+            await self._while_above_zero(lambda: waits().purpose_s)
+            async with self._lines[direction].first_of(direction):
+                await self._while_above_zero(lambda: waits().node_s)
+
+    async def _while_above_zero(self, wait_s: Callable[[], float]) -> None:
+        while (left_s := wait_s()) > 0:
+            with trio.move_on_after(left_s):
                 await self.wait_changed()
+
+    @contextmanager
+    def _counted_as_waiting(self, direction: Direction, peer: PeerId, purpose: Purpose) -> Iterator[None]:
+        self.limiter.waiting(direction, peer, purpose, trio.current_time())
+        try:
+            yield
+        except trio.Cancelled:
+            self.limiter.gave_up(direction, peer, purpose, trio.current_time())
+            raise
+
+    def _may_go(self, direction: Direction, peer: PeerId, purpose: Purpose) -> bool:
+        return self.limiter.waits(direction, peer, purpose, trio.current_time()).longest_s == 0
 
     async def take(self, direction: Direction, peer: PeerId, purpose: Purpose, size_bytes: int) -> None:
         """Wait until a chunk may go, and count it; let it go next. A cancelled call has counted nothing."""
