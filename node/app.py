@@ -16,7 +16,7 @@ from multiaddr import Multiaddr
 from node.api.server import serve_api
 from node.background import open_background
 from node.blame import BlameLedger
-from node.config import HerdConfig
+from node.config import FILE_NAME, HerdConfig
 from node.events import EventBus
 from node.facade import HerdNode
 from node.home import holding_home
@@ -28,6 +28,7 @@ from node.services.discovery.service import DiscoveryService
 from node.services.exchange.carrier import StreamCarrier
 from node.services.exchange.planes import Planes
 from node.services.exchange.service import ExchangeService
+from node.services.limits.service import LimitsService
 from node.services.membership.service import MembershipService
 from node.services.models.service import ModelService
 from node.store.store import Store, open_store
@@ -90,6 +91,7 @@ async def open_node(config: HerdConfig) -> AsyncIterator[HerdNode]:
                 for part in (resources.store, services.membership, services.catalog, services.exchange):
                     await nursery.start(part.run)
                 await nursery.start(services.discovery.run)
+                await nursery.start(services.limits.run)
                 node.api = await nursery.start(serve_api, node, config.api, _metrics(resources, services))
                 if config.network.mdns:
                     addresses = resources.transport.addresses()
@@ -151,6 +153,7 @@ class _Services:
     exchange: ExchangeService
     models: ModelService
     planes: Planes | None
+    limits: LimitsService
 
 
 def _assemble(config: HerdConfig, resources: _Resources) -> _Services:
@@ -180,6 +183,7 @@ def _assemble(config: HerdConfig, resources: _Resources) -> _Services:
     exchange = ExchangeService(
         transport, store.blobs, blame, bus, config.exchange, peer_id, rng, carrier=planes or streams
     )
+    limits = LimitsService(config.limits, time.localtime, config.home / FILE_NAME)
     models = ModelService(
         models=store,
         blobs=store.blobs,
@@ -195,9 +199,11 @@ def _assemble(config: HerdConfig, resources: _Resources) -> _Services:
         if takes_part and member is not None:
             catalog.peer_joined(peer)
             discovery.peer_joined(peer, member.record.addresses)
+        elif not takes_part:
+            limits.forget(peer)
 
     membership.subscribe_alive(member_changed)
-    return _Services(membership, catalog, discovery, exchange, models, planes)
+    return _Services(membership, catalog, discovery, exchange, models, planes, limits)
 
 
 def _membership(config: HerdConfig, resources: _Resources, rng: random.Random) -> MembershipService:
@@ -230,6 +236,7 @@ def _local_node(config: HerdConfig, resources: _Resources, services: _Services) 
         catalog=services.catalog,
         models=services.models,
         planes=services.planes,
+        limiting=services.limits,
     )
 
 
@@ -244,6 +251,7 @@ def _metrics(resources: _Resources, services: _Services) -> Metrics:
         ("catalog", services.catalog.statistics, ("versions", "names", "owners", "holdings", "size_bytes", "streams")),
         ("discovery", services.discovery.statistics, ("pending",)),
         ("exchange", services.exchange.statistics, EXCHANGE_GAUGES),
+        ("limits", services.limits.statistics, ("peers",)),
     ):
         metrics.register_statistics(name, statistics, gauges=gauges)
     if resources.bulk is not None:

@@ -21,6 +21,7 @@ from node.transport.config import NetworkConfig
 from protocols.bulk.config import BulkConfig
 from protocols.catalog.config import CatalogConfig, DiscoveryConfig
 from protocols.exchange.config import ExchangeConfig
+from protocols.limits.config import LimitsConfig
 from protocols.membership.config import MembershipConfig
 
 FILE_NAME = "herd.toml"
@@ -33,6 +34,7 @@ SECTIONS: dict[str, type[Any]] = {
     "discovery": DiscoveryConfig,
     "exchange": ExchangeConfig,
     "bulk": BulkConfig,
+    "limits": LimitsConfig,
     "api": ApiConfig,
     "log": LogConfig,
 }
@@ -69,6 +71,7 @@ class HerdConfig:
     discovery: DiscoveryConfig = attrs.field(factory=DiscoveryConfig)
     exchange: ExchangeConfig = attrs.field(factory=ExchangeConfig)
     bulk: BulkConfig = attrs.field(factory=BulkConfig)
+    limits: LimitsConfig = attrs.field(factory=LimitsConfig)
     api: ApiConfig = attrs.field(factory=ApiConfig)
     log: LogConfig = attrs.field(factory=LogConfig)
     labels: dict[str, str] = attrs.field(factory=dict)

@@ -1,10 +1,14 @@
 """The configuration as text: the commented herd.toml, and every value with where it came from."""
 
 import json
+import textwrap
 from typing import Any
 
 from node.config import LABELS, LoadedConfig, all_fields
 from node.config_values import Field
+
+LINE_LENGTH_MAX = 110
+"""Longer explanations go on in a line of their own."""
 
 
 def default_document() -> str:
@@ -19,7 +23,8 @@ def default_document() -> str:
         if field.section != section:
             section = field.section
             lines += ["", f"[{section}]"]
-        lines += ["", f"# {_sentence(field.option.help)}", f"# {_described(field)}"]
+        meaning = textwrap.wrap(_sentence(field.option.help), LINE_LENGTH_MAX, break_long_words=False)
+        lines += ["", *(f"# {text}" for text in meaning), f"# {_described(field)}"]
         lines.append(f"# {field.name} = {toml_value(field.default)}")
     lines += ["", f"[{LABELS}]", "", "# What this host is, for people and policies; any key and text."]
     lines += ['# region = "eu"', '# zone = "eu-1"', '# storage_class = "nvme"', '# bandwidth = "10G"']

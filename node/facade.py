@@ -1,11 +1,11 @@
 """The node as a program sees it: what `open_node` gives, what the HTTP API serves, what the CLI asks for."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
 from node.events import EventBus
-from node.views import FoundModel, MemberView, ModelView, NodeStatus, Progress, PullReport
+from node.views import FoundModel, LimitsView, MemberView, ModelView, NodeStatus, Progress, PullReport
 
 OnProgress = Callable[[Progress], None]
 Through = Literal["auto", "catalog", "dht"]
@@ -49,4 +49,15 @@ class HerdNode(Protocol):
 
     async def remove(self, name: str) -> None:
         """Remove a model from this store: manifest first, then blobs nothing else references."""
+        ...
+
+    def limits(self) -> LimitsView:
+        """How many bytes a second may go out and come in: what is set, and what is in force now."""
+        ...
+
+    def set_limits(self, changes: Mapping[str, str]) -> LimitsView:
+        """Set limits by key (`up`, `peer_down`, `pull_up`, .., `periods`) until the node stops; all of them or none.
+
+        UsageError for an unknown key or a text that is no rate.
+        """
         ...

@@ -1,6 +1,6 @@
 """The node as programs see it: `node.facade.HerdNode` over the running services."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import attrs
@@ -14,10 +14,11 @@ from node.facade import OnProgress, Through
 from node.ports import Transport, TransportError
 from node.services.catalog.service import CatalogService
 from node.services.exchange.planes import Planes
+from node.services.limits.service import LimitsService
 from node.services.membership.service import MembershipService
 from node.services.models.service import ModelService
 from node.store.store import Store
-from node.views import FoundModel, MemberView, ModelView, NodeStatus, PullReport
+from node.views import FoundModel, LimitsView, MemberView, ModelView, NodeStatus, PullReport
 from protocols.errors import RemoteProtocolError
 from protocols.ids import PeerId
 
@@ -37,6 +38,7 @@ class LocalNode:
     catalog: CatalogService
     models: ModelService
     planes: Planes | None
+    limiting: LimitsService
     started_s: float = attrs.field(factory=trio.current_time)
     api: str = ""
 
@@ -113,3 +115,11 @@ class LocalNode:
     async def remove(self, name: str) -> None:
         """Remove a model from this store."""
         await self.models.remove(name)
+
+    def limits(self) -> LimitsView:
+        """What is limited, and what is in force now."""
+        return self.limiting.current()
+
+    def set_limits(self, changes: Mapping[str, str]) -> LimitsView:
+        """Set limits until the node stops."""
+        return self.limiting.change(changes)

@@ -140,6 +140,33 @@ class PullReport:
     verified: bool
 
 
+@attrs.frozen
+class LimitView:
+    """One limit: the setting as it was given, the rate in force now (null is unlimited), the period that decides it.
+
+    `period` is empty when the rate of all other times is in force.
+    """
+
+    key: str
+    setting: str
+    bytes_per_s: int | None
+    period: str
+
+
+@attrs.frozen
+class LimitsView:
+    """All limits of a node, by its own clock's `local_time` (`fri 23:05`).
+
+    `changed` are the keys that were set since the node started; `note` says how long they hold and how to keep them.
+    """
+
+    limits: list[LimitView]
+    periods: list[str]
+    local_time: str
+    changed: list[str]
+    note: str
+
+
 def to_json(view: Any) -> dict[str, Any]:
     """A view as plain JSON data."""
     return attrs.asdict(view)

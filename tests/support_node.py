@@ -1,7 +1,8 @@
 """A node without a network: the facade's promises kept in memory, for tests of what is built upon them."""
 
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -15,12 +16,15 @@ from node.errors import NotFound, UsageError
 from node.events import EventBus, TransferEnded
 from node.facade import OnProgress, Through
 from node.metrics import Metrics
+from node.services.limits.service import LimitsService
 from node.services.models.operations import Operations
-from node.views import FoundModel, MemberView, ModelView, NodeStatus, Progress, ProviderView, PullReport
+from node.views import FoundModel, LimitsView, MemberView, ModelView, NodeStatus, Progress, ProviderView, PullReport
+from protocols.limits.config import LimitsConfig
 
 PEER = "12D3KooWFakeNodeItself1111111111111111111111111111111"
 BOB = "12D3KooWBob11111111111111111111111111111111111111111"
 MEGABYTE = 1_000_000
+FRIDAY_NIGHT = time.struct_time((2026, 1, 2, 23, 5, 0, 4, 2, 0))
 
 
 class FakeNode:
@@ -38,6 +42,7 @@ class FakeNode:
         self.pulls_started = 0
         self.pulls_cancelled = 0
         self.pull_cancelled = trio.Event()
+        self._limits = LimitsService(LimitsConfig(), lambda: FRIDAY_NIGHT, Path("/fake/herd.toml"))
         self._held: dict[str, int] = {}
         self._operations: Operations[Any] = Operations(nursery)
         self._listeners: dict[str, list[OnProgress]] = {}
@@ -160,6 +165,14 @@ class FakeNode:
         self._fail()
         await self.get(name)
         del self.models[name]
+
+    def limits(self) -> LimitsView:
+        self._fail()
+        return self._limits.current()
+
+    def set_limits(self, changes: Mapping[str, str]) -> LimitsView:
+        self._fail()
+        return self._limits.change(changes)
 
     def _fail(self) -> None:
         if self.failure is not None:

@@ -53,6 +53,7 @@ class Api:
                 Route("/api/mesh/find", self.find),
                 Route("/api/mesh/add", self.add, methods=["POST"]),
                 Route("/api/mesh/pull", self.pull, methods=["POST"]),
+                Route("/api/mesh/limits", self.limits, methods=["GET", "POST"]),
                 Route("/metrics", self.metrics),
                 WebSocketRoute("/api/mesh/events", self.events),
             ],
@@ -129,6 +130,12 @@ class Api:
 
         return ProgressStream(work, name, self._config, self.stopping)
 
+    async def limits(self, request: Request) -> Response:
+        """The node's LimitsView. POST `{KEY: RATE, ...}` sets limits before, until the node stops."""
+        if request.method == "POST":
+            return Document(to_json(self._node.set_limits(await _json_body(request, required=(), optional=None))))
+        return Document(to_json(self._node.limits()))
+
     async def metrics(self, request: Request) -> Response:
         """The registry in the Prometheus text format."""
         return Response(generate_latest(self._metrics.registry), media_type=CONTENT_TYPE_LATEST)
@@ -182,8 +189,13 @@ def default_model_name(path: Path) -> str:
     return kept.strip("-.")[:80] or "model"
 
 
-async def _json_body(request: Request, *, required: Sequence[str], optional: Sequence[str] = ()) -> dict[str, str]:
-    """The request's JSON object of texts. UsageError for anything else, naming the key."""
+async def _json_body(
+    request: Request, *, required: Sequence[str], optional: Sequence[str] | None = ()
+) -> dict[str, str]:
+    """The request's JSON object of texts. UsageError for anything else, naming the key.
+
+    With `optional` None every key is taken, for whoever knows the keys to judge.
+    """
     try:
         document = json.loads(await request.body())
     except (ValueError, RecursionError) as error:
@@ -191,12 +203,12 @@ async def _json_body(request: Request, *, required: Sequence[str], optional: Seq
     if not isinstance(document, dict):
         raise UsageError("the request body must be a JSON object")
     for key in document:
-        if key not in (*required, *optional):
+        if optional is not None and key not in (*required, *optional):
             raise UsageError(f"unknown key {key[:80]!r}; known are {', '.join((*required, *optional))}")
     for key in required:
         if key not in document:
             raise UsageError(f"the key {key!r} is missing")
     for key, value in document.items():
-        if not isinstance(value, str) and not (value is None and key in optional):
-            raise UsageError(f"{key} = {json.dumps(value)[:80]} is not allowed: a text")
+        if not isinstance(value, str) and not (value is None and key in (optional or ())):
+            raise UsageError(f"{key[:80]} = {json.dumps(value)[:80]} is not allowed: a text")
     return {key: value for key, value in document.items() if value is not None}

@@ -46,11 +46,14 @@ class NodeClient:
             answer = self._http.request(method, path, params=parameters)
             return self._document(answer)
 
+    def tell(self, path: str, /, **arguments: str) -> Any:
+        """The JSON document that answers a posted one."""
+        with self._translated():
+            return self._document(self._http.post(path, content=_body(arguments)))
+
     def operate(self, path: str, /, **arguments: str) -> Iterator[dict[str, Any]]:
         """The lines of a long operation as they come: progress, and last `{"report": ...}`; a failure raises."""
-        # ASCII JSON of our own: a file's name may hold what UTF-8 cannot carry.
-        body = json.dumps(arguments).encode("ascii")
-        with self._translated(), self._http.stream("POST", path, content=body) as answer:
+        with self._translated(), self._http.stream("POST", path, content=_body(arguments)) as answer:
             if answer.status_code != 200:
                 answer.read()
                 self._document(answer)
@@ -92,6 +95,11 @@ class NodeClient:
             raise UsageError(f"{error.object[:80]!r} is no text that can be sent: not UTF-8") from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise gone(self._home, self.node, str(error) or type(error).__name__) from error
+
+
+def _body(arguments: dict[str, str]) -> bytes:
+    # ASCII JSON of our own: a file's name may hold what UTF-8 cannot carry.
+    return json.dumps(arguments).encode("ascii")
 
 
 def _failure(document: Any) -> HerdError:

@@ -1,10 +1,16 @@
 """What all commands share: the options that choose a node, and how their failures end the process."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from node.errors import UsageError
+
+if TYPE_CHECKING:
+    from node.cli.client import NodeClient
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -47,3 +53,22 @@ def node_options(command: F) -> F:
         metavar="DIR",
         help="The node's own folder, which chooses the node (default $HERD_HOME, else ~/.herd).",
     )(command)
+
+
+def node_client(home: Path | None) -> "NodeClient":
+    """The way to the running node of a home."""
+    from node.cli.client import NodeClient
+    from node.config import home_directory
+
+    return NodeClient(home_directory(home, os.environ))
+
+
+def pairs(place: str, texts: tuple[str, ...], *, wanted: str = "KEY=VALUE") -> dict[str, str]:
+    """`KEY=VALUE` texts by key. UsageError naming the place and the text that is none."""
+    found = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise UsageError(f"{place}: {text!r} is not allowed: {wanted}")
+        found[key] = value
+    return found

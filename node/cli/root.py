@@ -5,12 +5,14 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import click
 
 from node.cli.config_commands import config_group
-from node.cli.options import EXIT_CODES, HerdGroup, node_options
+from node.cli.limits_commands import limits_group
+from node.cli.options import EXIT_CODES, HerdGroup, node_options, pairs
+from node.cli.options import node_client as _client
 from node.cli.output import (
     age_text,
     as_view,
@@ -25,9 +27,6 @@ from node.cli.output import (
     table,
 )
 from node.errors import HerdError, NotFound, UsageError
-
-if TYPE_CHECKING:
-    from node.cli.client import NodeClient
 
 INTERRUPTED = 130
 HOLDERS_SHOWN = 8
@@ -44,13 +43,7 @@ def herd() -> None:
 
 
 herd.add_command(config_group)
-
-
-def _client(home: Path | None) -> "NodeClient":
-    from node.cli.client import NodeClient
-    from node.config import home_directory
-
-    return NodeClient(home_directory(home, os.environ))
+herd.add_command(limits_group)
 
 
 @herd.command()
@@ -73,7 +66,7 @@ def up(home: Path | None, models: str | None, as_json: bool, **given: Any) -> No
     from node.config import load_config
 
     flags: dict[str, object] = {
-        **_pairs("--set", given["settings"]),
+        **pairs("--set", given["settings"]),
         "store.models_path": models,
         "network.host": given["host"],
         "network.port": given["port"],
@@ -82,20 +75,10 @@ def up(home: Path | None, models: str | None, as_json: bool, **given: Any) -> No
         "api.listen": given["api"],
         "log.level": given["log_level"],
         "log.format": "json" if as_json else None,
-        "labels": _pairs("--label", given["label"]),
+        "labels": pairs("--label", given["label"]),
         "mesh_key_file": given["mesh_key_file"],
     }
     run_node(load_config(home, os.environ, {key: value for key, value in flags.items() if value is not None}))
-
-
-def _pairs(flag: str, texts: tuple[str, ...]) -> dict[str, object]:
-    pairs: dict[str, object] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise UsageError(f"{flag}: {text!r} is not allowed: KEY=VALUE")
-        pairs[key] = value
-    return pairs
 
 
 @herd.command()

@@ -18,6 +18,7 @@ from node.local_node import LocalNode
 from node.ports import TransportError
 from node.views import Progress, TransferView
 from protocols.ids import PeerId
+from protocols.limits.config import Direction
 from tests.e2e.support import write_llama
 from tests.support_transport import until
 
@@ -29,7 +30,7 @@ LOOPBACK: dict[str, object] = {
     "api.listen": "127.0.0.1:0",
     "store.reserve_free_bytes": 0,
 }
-ROOMS = ("store", "transport", "datagrams", "dht", "membership", "catalog", "discovery", "exchange", "blame")
+ROOMS = ("store", "transport", "datagrams", "dht", "membership", "catalog", "discovery", "exchange", "limits", "blame")
 
 
 @asynccontextmanager
@@ -119,6 +120,18 @@ async def test_what_multicast_dns_finds_is_joined(tmp_path: Path, monkeypatch: p
             async with running(tmp_path / "deaf", key) as deaf, running(tmp_path / "two", key, mdns=True) as two:
                 await until(lambda: two.status().members_alive == 1)
                 assert deaf.status().members_alive == 0
+
+
+async def test_limits_are_those_of_the_home_until_others_are_set(tmp_path: Path) -> None:
+    (tmp_path / "herd.toml").write_text('[limits]\nup = "5MB/s"\n')
+    with trio.fail_after(60):
+        async with running(tmp_path) as node:
+            assert not node.limiting.unlimited(Direction.UP)
+            assert node.limits().limits[0].bytes_per_s == 5_000_000
+            view = node.set_limits({"up": "unlimited"})
+            assert node.limiting.unlimited(Direction.UP)
+            assert view.changed == ["up"]
+            assert view.note.endswith(f"under [limits] in {tmp_path}/herd.toml")
 
 
 async def test_one_home_opens_one_node(tmp_path: Path) -> None:

@@ -49,6 +49,23 @@ async def test_the_documents_of_a_node() -> None:
         assert node.models == {}
 
 
+async def test_limits_are_shown_and_set_until_the_node_stops() -> None:
+    async with served_node(FAST) as (_, url), client(url) as http:
+        before = (await http.get("/api/mesh/limits")).json()
+        assert before["limits"][0] == {"key": "up", "setting": "unlimited", "bytes_per_s": None, "period": ""}
+        assert (before["periods"], before["local_time"]) == (["night=22:00-06:00"], "fri 23:05")
+        assert before["changed"] == []
+        answer = await http.post("/api/mesh/limits", json={"up": "50MB/s, night=400MB/s", "pull_down": "80Mbit/s"})
+        told = {limit["key"]: limit for limit in answer.json()["limits"]}
+        assert (told["up"]["bytes_per_s"], told["up"]["period"]) == (400_000_000, "night")
+        assert (told["pull_down"]["bytes_per_s"], told["pull_down"]["setting"]) == (10_000_000, "80Mbit/s")
+        assert answer.json()["changed"] == ["up", "pull_down"]
+        assert answer.json()["note"].endswith("write them under [limits] in /fake/herd.toml")
+        half_wrong = await http.post("/api/mesh/limits", json={"up": "1MB/s", "down": "fast"})
+        assert half_wrong.status_code == 400
+        assert (await http.get("/api/mesh/limits")).json() == answer.json(), "all are set, or none"
+
+
 async def test_health_says_why_not() -> None:
     async with served_node(FAST) as (node, url), client(url) as http:
         answer = await http.get("/api/health")
@@ -75,6 +92,13 @@ async def test_health_says_why_not() -> None:
         ("POST", "/api/mesh/add", b'{"path":"x.gguf"}', 400, 2, "path = 'x.gguf' is not allowed: the absolute path"),
         ("POST", "/api/mesh/add", b'{"path":"/no/x.gguf"}', 404, 3, "/no/x.gguf: no such file"),
         ("POST", "/api/mesh/add", b'{"path":"/a\\u0000"}', 400, 2, "path = "),
+        ("POST", "/api/mesh/limits", b"{}", 400, 2, "nothing to set: give KEY=RATE, such as up=50MB/s"),
+        ("POST", "/api/mesh/limits", b'{"upp":"1MB/s"}', 400, 2, "unknown limit 'upp'; did you mean up?"),
+        ("POST", "/api/mesh/limits", b'{"night":"1MB/s"}', 400, 2, "night is a period, not a limit: quote it"),
+        ("POST", "/api/mesh/limits", b'{"up":5}', 400, 2, "up = 5 is not allowed: a text"),
+        ("POST", "/api/mesh/limits", b'{"up":null}', 400, 2, "up = null is not allowed: a text"),
+        ("POST", "/api/mesh/limits", b'{"up":"50"}', 400, 2, "limits.up: '50' is not allowed: a rate such as 50MB/s,"),
+        ("DELETE", "/api/mesh/limits", None, 405, 1, "this route does not take this method"),
         ("GET", "/nowhere", None, 404, 1, "no such route"),
         ("GET", "/api/mesh/models/", None, 400, 2, "a model name is wanted"),
         ("GET", "/api/mesh/pull", None, 405, 1, "this route does not take this method"),

@@ -99,6 +99,27 @@ async def test_what_every_command_prints_for_people_and_for_programs(tmp_path: P
         assert through.document()["models"][0]["source"] == "dht"
 
 
+async def test_limits_are_shown_and_set(tmp_path: Path) -> None:
+    async with running(tmp_path):
+        shown = (await herd(tmp_path, "limits")).out.splitlines()
+        assert shown[0].split() == ["KEY", "SETTING", "NOW", "PERIOD"]
+        assert shown[1].split() == ["up", "unlimited", "unlimited"]
+        assert shown[-1] == "periods: night=22:00-06:00; it is fri 23:05 on the node's host"
+        told = await herd(tmp_path, "limits", "set", "up=50MB/s", "pull_down=20MB/s, night=unlimited", "--json")
+        assert (told.code, told.document()["changed"]) == (0, ["up", "pull_down"])
+        other = tmp_path / "other"
+        again = await herd(other, "limits", "--home", str(tmp_path), "set", "repair_up=8Mbit/s")
+        rows = {line.split()[0]: line.split()[1:] for line in again.out.splitlines()}
+        assert rows["up"] == ["50MB/s", "50MB/s"]
+        assert rows["pull_down"] == ["20MB/s,", "night=unlimited", "unlimited", "night"]
+        assert rows["repair_up"] == ["8Mbit/s", "1MB/s"]
+        assert again.out.splitlines()[-1] == (
+            "up, pull_down, repair_up set while running: changes hold until this node stops;"
+            " to keep them, write them under [limits] in /fake/herd.toml"
+        )
+        assert (await herd(tmp_path, "limits", "--json")).document()["limits"][0]["bytes_per_s"] == 50_000_000
+
+
 async def test_a_row_is_a_line_for_a_program_and_no_encoding_ends_a_command(tmp_path: Path) -> None:
     name = f"registry.example.com/{'n' * 60}/{'m' * 60}:latest"
     async with running(tmp_path) as node:
@@ -185,6 +206,16 @@ def test_ctrl_c_of_an_add_promises_nothing(monkeypatch: pytest.MonkeyPatch, capf
         (("find", "x", "--through", "air"), 2, "Invalid value for '--through': 'air' is not one of 'auto',"),
         (("config", "show", "--home", "{bad}"), 2, "{bad}/herd.toml: unknown key network.prot; did you mean port?"),
         (("config", "mesh-key"), 3, "{home}/mesh.key: this home has no mesh key yet; `herd up` without --bootstrap"),
+        (("limits", "set", "upp=1MB/s"), 2, "unknown limit 'upp'; did you mean up?"),
+        (
+            ("limits", "set", "up=fast"),
+            2,
+            "limits.up: 'fast' is not allowed: a rate such as 50MB/s, 50MiB/s, 400Mbit/s,",
+        ),
+        (("limits", "set", "up=5MB/s,evening=1MB/s"), 2, "limits.up: no period is named 'evening'; known are night"),
+        (("limits", "set", "up"), 2, "limits set: 'up' is not allowed: KEY=RATE, such as up=50MB/s"),
+        (("limits", "up=5MB/s"), 2, "'up=5MB/s' is no command; did you mean `herd limits set up=5MB/s`?"),
+        (("limits", "set"), 2, "Missing argument 'KEY=RATE...'; see `herd limits set --help`"),
         (("up", "--port", "http"), 2, "--port: network.port = 'http' is not allowed: a whole number, 0 to 65535"),
         (("up", "--label", "zone"), 2, "--label: 'zone' is not allowed: KEY=VALUE"),
         (("up", "--set", "network.prot=1"), 2, "--set: unknown key network.prot; did you mean network.port?"),
@@ -274,7 +305,7 @@ def test_one_home_has_one_node(tmp_path: Path) -> None:
 
 async def test_help_names_every_command_and_every_exit_code(tmp_path: Path) -> None:
     told = await herd(tmp_path, "--help")
-    for command in ("up", "status", "peers", "ls", "find", "add", "pull", "rm", "config"):
+    for command in ("up", "status", "peers", "ls", "find", "add", "pull", "rm", "limits", "config"):
         assert f"\n  {command} " in told.out
         assert (await herd(tmp_path, command, "--help")).code == 0
     for code in (0, 1, 2, 3, 4, 5, 6, 130):

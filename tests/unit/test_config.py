@@ -88,6 +88,14 @@ def test_labels_come_from_everywhere_and_are_joined(tmp_path: Path) -> None:
         ("[network]\nport = \n", "not TOML: Invalid value (at line 2, column 8)"),
         ("[network", "not TOML: Expected ']' at the end of a table declaration (at line 1, end of document)"),
         (b"[network]\n# \xff\n", "not UTF-8 text (at line 2)"),
+        ("[limits]\nup = 'fast'\n", "limits.up: 'fast' is not allowed: a rate such as 50MB/s, 50MiB/s, 400Mbit/s, 1.5"),
+        ("[limits]\nup = 5\n", "limits.up = 5 is not allowed: a text"),
+        (
+            "[limits]\npeer_up = '1MB/s, evening=2MB/s'\n",
+            "limits.peer_up: no period is named 'evening'; known are nigh",
+        ),
+        ("[limits]\nperiods = ['night=22-6']\n", "limits.periods: 'night=22-6' is not allowed: NAME=[DAYS] [HH:MM-HH"),
+        ("[limits]\nperiods = ['n=sat', 'n=sun']\n", "limits.periods: n stands there twice"),
         ("[membership]\nprobe_interval_s = 0.3\n", "membership.probe_timeout_s: 0.5 is not allowed: under probe_int"),
     ],
 )
