@@ -107,17 +107,25 @@ class BulkCarrier:
         with trio.move_on_after(timeout_s):
             lane = await open_lane()
             link = AskerLink(
-                peer, ticket, self._config.connection_bytes_max, self._nursery, open_lane, self._count_broken
+                peer,
+                ticket,
+                self._config.connection_bytes_max,
+                self._nursery,
+                open_lane,
+                self._count_broken,
+                self._config.connections_per_peer_max,
             )
             self._asker_links[link] = None
             link.add(lane)
-            self._nursery.start_soon(self._forget_ended, link)
+            self._nursery.start_soon(self._keep_asking, link)
             return link
         raise TransportError(f"no bulk connection to {peer} within {timeout_s:g} s")
 
-    async def _forget_ended(self, link: AskerLink) -> None:
-        await link.ended.wait()
-        del self._asker_links[link]
+    async def _keep_asking(self, link: AskerLink) -> None:
+        try:
+            await link.grow()
+        finally:
+            del self._asker_links[link]
 
     async def _open_lane(self, peer: PeerId, session: bytes) -> AskerLane:
         granted = await self._get_ticket(peer, session)

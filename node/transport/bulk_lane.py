@@ -1,5 +1,7 @@
 """One bulk connection after its opening: chunks as sealed frames, seen from the giver's and from the asker's end."""
 
+import trio
+
 from node.buffers import BufferPool
 from node.ports import CarriedChunk, TransportError
 from node.transport.bulk_socket import BulkSocket
@@ -94,14 +96,15 @@ class GiverLane(_Lane):
             await self._socket.send_all(self._frame[:filled])
             filled = 0
 
-    async def wait_ended(self) -> None:
-        """Return when the asker ends the connection, in order or not. It has nothing else to say."""
+    async def wait_ended(self) -> bool:
+        """Return when the asker ends the connection; whether in order, to have what is under way and nothing more."""
         try:
             message = await self._receive_message()
         except TransportError:
-            return
+            return False
         if message is not None:
             raise BrokenFrame("an asker says nothing on a bulk connection")
+        return True
 
 
 class AskerLane(_Lane):
@@ -113,11 +116,18 @@ class AskerLane(_Lane):
         super().__init__(socket, sealer, opener, frame_size_bytes)
         self._sealed = memoryview(bytearray(FRAME_SIZE_BYTES_MAX + TAG_SIZE_BYTES))
         self._pool = pool
+        self._receiving_since_s: float | None = None
+        self._received_s = 0.0
 
     @property
     def carried_bytes(self) -> int:
         """What this connection has carried so far."""
         return self._opener.opened_bytes
+
+    def receiving_s(self) -> float:
+        """How many seconds of its life it was in the middle of a chunk."""
+        since_s = self._receiving_since_s
+        return self._received_s + (trio.current_time() - since_s if since_s is not None else 0.0)
 
     async def receive_chunk(self) -> CarriedChunk | None:
         """The next chunk in lent memory, None when the giver ended the connection in order.
@@ -132,6 +142,7 @@ class AskerLane(_Lane):
         if not isinstance(header, ChunkHeader):
             raise RemoteProtocolError(f"a chunk begins with its header, not with {type(header).__name__}")
         buffer = self._pool.lend(header.size_bytes)
+        self._receiving_since_s = trio.current_time()
         received = 0
         while received < header.size_bytes:
             kind, size_bytes = await self._receive_header()
@@ -139,4 +150,6 @@ class AskerLane(_Lane):
                 raise BrokenFrame(f"a {kind.name} frame of {size_bytes} bytes inside a chunk")
             await self._open(size_bytes, self._sealed, buffer.view[received : received + size_bytes])
             received += size_bytes
+        self._received_s = self.receiving_s()
+        self._receiving_since_s = None
         return CarriedChunk(header.digest, header.index, buffer.view, buffer.release)

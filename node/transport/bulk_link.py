@@ -4,17 +4,26 @@ A chunk travels on one lane, whole. When a lane breaks off, chunks may be lost t
 link ends as a whole and the session begins anew; a lane that ends in order has lost nothing.
 """
 
+import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
+import attrs
 import trio
 
 from node.ports import CarriedChunk, TransportError
 from node.transport.bulk_lane import AskerLane, GiverLane
 from protocols.bulk.frames import BrokenFrame
+from protocols.climber import Climber, ClimberConfig
 from protocols.errors import RemoteProtocolError
 from protocols.ids import PeerId
 
+log = logging.getLogger("herd.bulk")
+
+SAMPLE_INTERVAL_S = 1.0
+BUSY = 0.8
+"""The part of the time that lanes must be receiving for their rate to say how many there should be."""
 REPLACE_AT = 0.9
 """The part of its limit after which an asker opens the successor of a lane."""
 
@@ -29,6 +38,7 @@ class GiverLink:
         self._on_broken = on_broken
         self._lanes: dict[GiverLane, None] = {}
         self._idle: deque[GiverLane] = deque()
+        self._leaving: dict[GiverLane, trio.Event] = {}
         self._waiting = trio.lowlevel.ParkingLot()
         self._closed = False
 
@@ -44,9 +54,12 @@ class GiverLink:
         self._lanes[lane] = None
         self._give_back(lane)
         try:
-            await lane.wait_ended()
+            if await lane.wait_ended():
+                await self._let_go(lane)
         except BrokenFrame:
             self._on_broken()
+        except TransportError:
+            pass  # It went before it could be told that nothing more comes; it had asked for that.
         finally:
             lane.close()
             self._forget(lane)
@@ -83,12 +96,25 @@ class GiverLink:
         self._waiting.unpark_all()
         await trio.lowlevel.checkpoint()
 
+    async def _let_go(self, lane: GiverLane) -> None:
+        """The asker needs a lane no more: what is on its way goes through, then it ends in order."""
+        if lane in self._idle:
+            self._idle.remove(lane)
+            await lane.finish()
+        elif lane in self._lanes:
+            over = self._leaving[lane] = trio.Event()
+            await over.wait()
+
     async def _retire_or_give_back(self, lane: GiverLane) -> None:
-        if lane.carried_bytes < self._bytes_max:
+        leaving = self._leaving.pop(lane, None)
+        if leaving is None and lane.carried_bytes < self._bytes_max:
             self._give_back(lane)
             return
-        # The asker counts too and has opened another one by now; else it opens one when it sees this one end.
-        await lane.finish()
+        # Over its limit: the asker counts too and has opened the successor by now.
+        with suppress(TransportError):
+            await lane.finish()
+        if leaving is not None:
+            leaving.set()
 
     def _give_back(self, lane: GiverLane) -> None:
         if lane in self._lanes:
@@ -99,6 +125,15 @@ class GiverLink:
         self._lanes.pop(lane, None)
         if lane in self._idle:
             self._idle.remove(lane)
+
+
+@attrs.frozen
+class _Sample:
+    """How far all lanes of a link are at one moment."""
+
+    at_s: float
+    carried_bytes: int
+    receiving_s: float
 
 
 class AskerLink:
@@ -112,6 +147,7 @@ class AskerLink:
         nursery: trio.Nursery,
         open_lane: Callable[[], Awaitable[AskerLane]],
         on_broken: Callable[[], None],
+        lanes_max: int,
     ) -> None:
         self.peer = peer
         self.ticket = ticket
@@ -119,12 +155,13 @@ class AskerLink:
         self._nursery = nursery
         self._open_lane = open_lane
         self._on_broken = on_broken
-        self._lanes: dict[AskerLane, None] = {}
+        self._lanes: dict[AskerLane, trio.CancelScope] = {}
         self._replaced: dict[AskerLane, None] = {}
-        self._scope = trio.CancelScope()
         self._arrived: deque[tuple[CarriedChunk, trio.Event]] = deque()
         self._changed = trio.Event()
         self._failure: TransportError | RemoteProtocolError | None = None
+        self._climber = Climber(ClimberConfig(maximum=lanes_max))
+        self._carried_bytes = 0
         self.ended = trio.Event()
 
     @property
@@ -136,8 +173,8 @@ class AskerLink:
         """Read from a further lane."""
         if self.ended.is_set():
             return lane.close()
-        self._lanes[lane] = None
-        self._nursery.start_soon(self._read, lane)
+        self._lanes[lane] = trio.CancelScope()
+        self._nursery.start_soon(self._read, lane, self._lanes[lane])
 
     async def send(self, chunk: CarriedChunk, wanted: Callable[[], bool]) -> bool:
         """Nothing goes to a giver."""
@@ -161,13 +198,14 @@ class AskerLink:
         self._end(None)
         await trio.lowlevel.checkpoint()
 
-    async def _read(self, lane: AskerLane) -> None:
+    async def _read(self, lane: AskerLane, scope: trio.CancelScope) -> None:
         try:
-            with self._scope:
+            with scope:
                 while (chunk := await lane.receive_chunk()) is not None:
                     # A lane reads no further until its chunk was taken: what waits here is one chunk a lane.
                     taken = trio.Event()
                     self._arrived.append((chunk, taken))
+                    self._carried_bytes += len(chunk.data)
                     self._changed.set()
                     await taken.wait()
                     if lane.carried_bytes >= self._bytes_max * REPLACE_AT and lane not in self._replaced:
@@ -184,6 +222,40 @@ class AskerLink:
             if not self._lanes:
                 self._end(None)
 
+    async def grow(self) -> None:
+        """Until the link ends, see whether one lane more brings more, and leave it when it does not."""
+        before = self._sample()
+        while True:
+            with trio.move_on_after(SAMPLE_INTERVAL_S):
+                await self.ended.wait()
+            if self.ended.is_set():
+                return
+            now = self._sample()
+            passed_s = now.at_s - before.at_s
+            if now.receiving_s - before.receiving_s < BUSY * passed_s * len(self._lanes):
+                # Whatever holds the lanes up, a further one would wait as well.
+                self._climber.idle()
+            else:
+                await self._adjust(
+                    self._climber.sample((now.carried_bytes - before.carried_bytes) / passed_s, now.at_s)
+                )
+            before = self._sample()
+
+    def _sample(self) -> "_Sample":
+        return _Sample(trio.current_time(), self._carried_bytes, sum(lane.receiving_s() for lane in self._lanes))
+
+    async def _adjust(self, level: int) -> None:
+        staying = [lane for lane in self._lanes if lane not in self._replaced]
+        try:
+            if level > len(staying):
+                self.add(await self._open_lane())
+            elif level < len(staying):
+                # Marked as one that has its successor: nobody opens another when it ends.
+                self._replaced[staying[-1]] = None
+                await staying[-1].finish()
+        except TransportError as error:
+            log.debug("the lanes of %s stay as they are: %s", self.peer, error)
+
     async def _replace(self, lane: AskerLane) -> None:
         """A lane that has carried nearly what one key may carry gets its successor before the giver ends it."""
         self._replaced[lane] = None
@@ -193,7 +265,7 @@ class AskerLink:
         if not self.ended.is_set():
             self._failure = failure
             self.ended.set()
-            self._scope.cancel()
             self._changed.set()
-            for lane in list(self._lanes):
+            for lane, scope in list(self._lanes.items()):
+                scope.cancel()
                 lane.close()
