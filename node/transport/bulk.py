@@ -109,7 +109,6 @@ class BulkCarrier:
             link = AskerLink(
                 peer,
                 ticket,
-                self._config.connection_bytes_max,
                 self._nursery,
                 open_lane,
                 self._count_broken,
@@ -135,7 +134,7 @@ class BulkCarrier:
             with trio.move_on_after(self._config.connect_timeout_s):
                 socket = await self._dial(peer, granted.port)
                 sealer, opener = asker_ends(granted.cipher, granted.key, granted.connection_id)
-                lane = AskerLane(socket, sealer, opener, self._config.frame_size_bytes, self._pool)
+                lane = AskerLane(socket, sealer, opener, self._pool, granted.bytes_max)
                 await socket.send_all(memoryview(opening(granted.connection_id)))
                 await lane.greet()
                 await lane.hear_greeting()
@@ -227,7 +226,10 @@ class BulkCarrier:
                 socket.close()
         if lane is not None and key is not None:
             self.counters.connections_accepted += 1
-            await self._keep(lane, key)
+            try:
+                await self._keep(lane, key)
+            except Exception:  # boundary: a fault of ours that one connection meets ends it, never the node.
+                log.exception("a bulk connection of %s failed", key[0])
 
     async def _hear_opening(self, socket: BulkSocket) -> tuple[GiverLane, tuple[PeerId, bytes]]:
         first = bytearray(OPENING_SIZE_BYTES)

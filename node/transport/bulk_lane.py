@@ -17,17 +17,18 @@ from protocols.bulk.frames import (
 from protocols.errors import RemoteProtocolError
 from protocols.exchange.messages import CHUNK_HEADER_SIZE_BYTES_MAX, CHUNKS_CODEC, ChunkHeader
 
+REPLACE_AT = 0.9
+"""The part of what a ticket allows after which an asker opens the lane's successor."""
 OVERHEAD_SIZE_BYTES = HEADER_SIZE_BYTES + TAG_SIZE_BYTES
 
 
 class _Lane:
-    """What both ends share: a socket, a sealer, an opener, and one frame's memory."""
+    """What both ends share: a socket, a sealer and an opener."""
 
-    def __init__(self, socket: BulkSocket, sealer: FrameSealer, opener: FrameOpener, frame_size_bytes: int) -> None:
+    def __init__(self, socket: BulkSocket, sealer: FrameSealer, opener: FrameOpener) -> None:
         self._socket = socket
         self._sealer = sealer
         self._opener = opener
-        self._frame_size_bytes = frame_size_bytes
         self._header = memoryview(bytearray(HEADER_SIZE_BYTES))
 
     async def greet(self) -> None:
@@ -76,7 +77,8 @@ class GiverLane(_Lane):
     """The end that sends chunks, one after the other."""
 
     def __init__(self, socket: BulkSocket, sealer: FrameSealer, opener: FrameOpener, frame_size_bytes: int) -> None:
-        super().__init__(socket, sealer, opener, frame_size_bytes)
+        super().__init__(socket, sealer, opener)
+        self._frame_size_bytes = frame_size_bytes
         self._frame = memoryview(bytearray(CHUNK_HEADER_SIZE_BYTES_MAX + frame_size_bytes + 2 * OVERHEAD_SIZE_BYTES))
 
     @property
@@ -111,9 +113,10 @@ class AskerLane(_Lane):
     """The end that receives chunks."""
 
     def __init__(
-        self, socket: BulkSocket, sealer: FrameSealer, opener: FrameOpener, frame_size_bytes: int, pool: BufferPool
+        self, socket: BulkSocket, sealer: FrameSealer, opener: FrameOpener, pool: BufferPool, bytes_max: int
     ) -> None:
-        super().__init__(socket, sealer, opener, frame_size_bytes)
+        super().__init__(socket, sealer, opener)
+        self._bytes_max = bytes_max
         self._sealed = memoryview(bytearray(FRAME_SIZE_BYTES_MAX + TAG_SIZE_BYTES))
         self._pool = pool
         self._receiving_since_s: float | None = None
@@ -123,6 +126,11 @@ class AskerLane(_Lane):
     def carried_bytes(self) -> int:
         """What this connection has carried so far."""
         return self._opener.opened_bytes
+
+    @property
+    def nearly_used_up(self) -> bool:
+        """Whether it has carried nearly all that its ticket allows, so that a successor is due."""
+        return self.carried_bytes >= REPLACE_AT * self._bytes_max
 
     def receiving_s(self) -> float:
         """How many seconds of its life it was in the middle of a chunk."""

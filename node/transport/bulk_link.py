@@ -24,8 +24,6 @@ log = logging.getLogger("herd.bulk")
 SAMPLE_INTERVAL_S = 1.0
 BUSY = 0.8
 """The part of the time that lanes must be receiving for their rate to say how many there should be."""
-REPLACE_AT = 0.9
-"""The part of its limit after which an asker opens the successor of a lane."""
 
 
 class GiverLink:
@@ -143,7 +141,6 @@ class AskerLink:
         self,
         peer: PeerId,
         ticket: bytes,
-        bytes_max: int,
         nursery: trio.Nursery,
         open_lane: Callable[[], Awaitable[AskerLane]],
         on_broken: Callable[[], None],
@@ -151,7 +148,6 @@ class AskerLink:
     ) -> None:
         self.peer = peer
         self.ticket = ticket
-        self._bytes_max = bytes_max
         self._nursery = nursery
         self._open_lane = open_lane
         self._on_broken = on_broken
@@ -208,13 +204,16 @@ class AskerLink:
                     self._carried_bytes += len(chunk.data)
                     self._changed.set()
                     await taken.wait()
-                    if lane.carried_bytes >= self._bytes_max * REPLACE_AT and lane not in self._replaced:
+                    if lane.nearly_used_up and lane not in self._replaced:
                         await self._replace(lane)
         except BrokenFrame as error:
             self._on_broken()
             self._end(TransportError(f"a bulk connection of {self.peer} was tampered with: {error}"))
         except (TransportError, RemoteProtocolError) as error:
             self._end(error)
+        except Exception:  # boundary: a fault of ours that one lane meets ends its link, never the node.
+            log.exception("a bulk connection of %s failed", self.peer)
+            self._end(TransportError(f"a bulk connection of {self.peer} failed here"))
         finally:
             lane.close()
             self._lanes.pop(lane, None)

@@ -23,13 +23,18 @@ CHUNK = CarriedChunk(BLOB, 0, bytes(MEBIBYTE))
 class PlayedLane:
     """Brings a chunk of 1 MiB every `chunk_s()`, until it is asked to finish, closed, or told to fail."""
 
-    def __init__(self, chunk_s: Callable[[], float]) -> None:
+    def __init__(self, chunk_s: Callable[[], float], bytes_max: int) -> None:
         self.carried_bytes = 0
+        self._bytes_max = bytes_max
         self.finished = False
         self.closed = trio.Event()
         self.failure: Exception | None = None
         self._chunk_s = chunk_s
         self._received_s = 0.0
+
+    @property
+    def nearly_used_up(self) -> bool:
+        return self.carried_bytes >= 0.9 * self._bytes_max
 
     def receiving_s(self) -> float:
         return self._received_s
@@ -60,14 +65,15 @@ class Linked:
         self.opened: list[PlayedLane] = []
         self.broken = 0
         self._share = share
-        self.link = AskerLink(BOB, b"t" * 16, bytes_max, nursery, self.open_lane, self._broke, 4)
+        self._bytes_max = bytes_max
+        self.link = AskerLink(BOB, b"t" * 16, nursery, self.open_lane, self._broke, 4)
 
     def _broke(self) -> None:
         self.broken += 1
 
     async def open_lane(self) -> Any:
         await trio.lowlevel.checkpoint()
-        self.opened.append(PlayedLane(lambda: 0.1 / self._share(max(1, self.link.lanes))))
+        self.opened.append(PlayedLane(lambda: 0.1 / self._share(max(1, self.link.lanes)), self._bytes_max))
         return self.opened[-1]
 
     async def take(self, seconds: float) -> int:
