@@ -34,6 +34,7 @@ from node.transport.dht import KadDirectory, open_kad_directory
 from node.transport.libp2p import Libp2pTransport, open_libp2p_transport
 from node.transport.mdns import open_mdns
 from node.trust.mesh_key import MeshKeyDoor, settle_mesh_key
+from protocols.exchange.nearness import nearness
 from protocols.ids import PeerId
 
 log = logging.getLogger("herd.node")
@@ -161,7 +162,12 @@ def _assemble(config: HerdConfig, resources: _Resources) -> _Services:
     discovery = DiscoveryService(
         resources.directory, catalog, transport, peer_id, config.discovery, blame, membership.alive
     )
-    exchange = ExchangeService(transport, store.blobs, blame, bus, config.exchange, peer_id, rng)
+
+    def near(peer: PeerId) -> int:
+        member = membership.member(peer)
+        return nearness(config.labels, member.record.labels if member else {}, config.exchange.near_labels)
+
+    exchange = ExchangeService(transport, store.blobs, blame, bus, config.exchange, peer_id, rng, nearness=near)
     models = ModelService(
         models=store,
         blobs=store.blobs,
@@ -210,6 +216,7 @@ def _local_node(config: HerdConfig, resources: _Resources, services: _Services) 
         transport=resources.transport,
         membership=services.membership,
         catalog=services.catalog,
+        exchange=services.exchange,
         models=services.models,
     )
 

@@ -13,6 +13,7 @@ from node.events import EventBus
 from node.facade import OnProgress, Through
 from node.ports import Transport, TransportError
 from node.services.catalog.service import CatalogService
+from node.services.exchange.service import ExchangeService
 from node.services.membership.service import MembershipService
 from node.services.models.service import ModelService
 from node.store.store import Store
@@ -34,6 +35,7 @@ class LocalNode:
     transport: Transport
     membership: MembershipService
     catalog: CatalogService
+    exchange: ExchangeService
     models: ModelService
     started_s: float = attrs.field(factory=trio.current_time)
     api: str = ""
@@ -61,7 +63,7 @@ class LocalNode:
 
     def members(self) -> Sequence[MemberView]:
         """Every known member, this node first."""
-        views = []
+        views, now = [], trio.current_time()
         for member in self.membership.members():
             record, blame = member.record, self.blame.view(member.peer)
             views.append(
@@ -75,6 +77,8 @@ class LocalNode:
                     models=self.catalog.holdings_count(member.peer),
                     blame=blame.counts,
                     banned=blame.banned,
+                    rate_bytes_per_s=self.exchange.known.rate_bytes_per_s(member.peer, now),
+                    nearness=self.exchange.known.nearness(member.peer),
                 )
             )
         return views

@@ -47,7 +47,11 @@ class NodeStatus:
 
 @attrs.frozen
 class MemberView:
-    """One member as this node sees it; `state` is `self`, `alive`, `suspect`, `dead` or `left`."""
+    """One member as this node sees it; `state` is `self`, `alive`, `suspect`, `dead` or `left`.
+
+    `rate_bytes_per_s` is what it gave this node lately, None when nothing; `nearness` is 0 for the same zone, by
+    `exchange.near_labels`.
+    """
 
     peer: str
     state: str
@@ -58,6 +62,8 @@ class MemberView:
     models: int
     blame: dict[str, int]
     banned: bool
+    rate_bytes_per_s: float | None = None
+    nearness: int | None = None
 
 
 @attrs.frozen

@@ -100,7 +100,7 @@ def transfer_row(transfer: TransferView) -> list[str]:
 
 
 def member_row(member: MemberView) -> list[str]:
-    """A member in a table's row: peer, state, address, models, free disk, blame, labels."""
+    """A member in a table's row: peer, state, address, models, free disk, rate, nearness, blame, labels."""
     blame = ", ".join(f"{reason} {count}" for reason, count in sorted(member.blame.items()))
     return [
         short_peer_text(member.peer),
@@ -108,6 +108,8 @@ def member_row(member: MemberView) -> list[str]:
         _address(member.addresses),
         str(member.models),
         size_text(member.free_disk_bytes),
+        "" if member.rate_bytes_per_s is None else f"{size_text(member.rate_bytes_per_s)}/s",
+        "" if member.nearness is None else str(member.nearness),
         blame,
         " ".join(f"{key}={value}" for key, value in sorted(member.labels.items())),
     ]
@@ -122,8 +124,10 @@ def _address(addresses: list[str]) -> str:
 
 
 TRANSFER_COLUMNS = ("MODEL", "PHASE", "HELD", "SIZE", "FROM")
-MEMBER_COLUMNS = ("PEER", "STATE", "ADDRESS", "MODELS", "FREE", "BLAME", "LABELS")
-NUMBER_COLUMNS = ("HELD", "SIZE", "MODELS", "FREE")
+MEMBER_COLUMNS = ("PEER", "STATE", "ADDRESS", "MODELS", "FREE", "RATE", "NEAR", "BLAME", "LABELS")
+LIVE_COLUMNS = ("PEER", "STATE", "ADDRESS", "MODELS", "FREE", "BLAME", "LABELS")
+"""What of a member fits a screen of 80 columns."""
+NUMBER_COLUMNS = ("HELD", "SIZE", "MODELS", "FREE", "RATE", "NEAR")
 
 
 def watched_view(watched: Watched, screen: "Console") -> "RenderableType":
@@ -144,8 +148,11 @@ def watched_view(watched: Watched, screen: "Console") -> "RenderableType":
             rows = [transfer_row(transfer) for transfer in watched.status.transfers]
             transfers = lines(Text(), table_of(TRANSFER_COLUMNS, rows, right=NUMBER_COLUMNS))
     if watched.members:
-        rows = [member_row(member) for member in watched.members[:MEMBERS_SHOWN]]
-        members = lines(Text(), table_of(MEMBER_COLUMNS, rows, right=NUMBER_COLUMNS))
+        full = [
+            dict(zip(MEMBER_COLUMNS, member_row(member), strict=True)) for member in watched.members[:MEMBERS_SHOWN]
+        ]
+        rows = [[row[column] for column in LIVE_COLUMNS] for row in full]
+        members = lines(Text(), table_of(LIVE_COLUMNS, rows, right=NUMBER_COLUMNS))
         if len(watched.members) > MEMBERS_SHOWN:
             members += lines(Text(f"and {len(watched.members) - MEMBERS_SHOWN} more members (`herd peers` lists them)"))
     happened = lines(Text(), *(Text(visible(text), no_wrap=True, overflow="ellipsis") for text in watched.events))

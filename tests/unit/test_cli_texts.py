@@ -3,6 +3,7 @@
 import io
 from collections import deque
 
+import attrs
 import pytest
 from rich.console import Console
 
@@ -88,7 +89,10 @@ def test_an_event_of_a_newer_node_is_shown_by_its_fields() -> None:
 
 def test_a_member_in_a_row() -> None:
     member = MemberView(PEER, "alive", 1, ["/ip4/10.0.0.2/tcp/4701"], {"zone": "b", "a": "1"}, 10**9, 2, {"x": 1}, True)
-    assert member_row(member) == ["…ASxYGray", "alive (banned)", "10.0.0.2:4701", "2", "1.0 GB", "x 1", "a=1 zone=b"]
+    row = ["…ASxYGray", "alive (banned)", "10.0.0.2:4701", "2", "1.0 GB"]
+    assert member_row(member) == [*row, "", "", "x 1", "a=1 zone=b"]
+    fast = attrs.evolve(member, rate_bytes_per_s=2.5e8, nearness=1)
+    assert member_row(fast) == [*row, "250 MB/s", "1", "x 1", "a=1 zone=b"]
 
 
 @pytest.mark.parametrize("answer", [{}, [], {"peer": 7}, {"members": 5}, {"members": [{"peer": "x"}]}])
