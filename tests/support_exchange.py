@@ -13,6 +13,7 @@ from node.identity import Identity
 from node.ports import Stream
 from node.services.exchange.service import ExchangeService, FetchProgress, FetchReport
 from node.trust.mesh_key import MeshKeyDoor
+from protocols.exchange.acquaintances import alike
 from protocols.exchange.config import ExchangeConfig
 from protocols.exchange.messages import CODEC
 from protocols.ids import Digest, PeerId, RecipeId
@@ -84,24 +85,39 @@ class Swarm:
         self._nursery = nursery
         self._config = config
 
-    async def add(self, name: str, blobs: MemoryBlobs | None = None, config: ExchangeConfig | None = None) -> Peer:
+    async def add(
+        self,
+        name: str,
+        blobs: MemoryBlobs | None = None,
+        config: ExchangeConfig | None = None,
+        nearness: Callable[[PeerId], int] = alike,
+    ) -> Peer:
         """Start a node."""
         blobs = blobs if blobs is not None else MemoryBlobs(chunk_size_bytes=CHUNK)
-        peer: Peer = await self._nursery.start(self._run, name, blobs, config or self._config)
+        peer: Peer = await self._nursery.start(self._run, name, blobs, config or self._config, nearness)
         for other in self.peers.values():
             other.transport.learn(peer.id, peer.transport.addresses())
             peer.transport.learn(other.id, other.transport.addresses())
         self.peers[name] = peer
         return peer
 
-    async def _run(self, name: str, blobs: MemoryBlobs, config: ExchangeConfig, *, task_status) -> None:  # type: ignore[no-untyped-def]
+    async def _run(  # type: ignore[no-untyped-def]
+        self,
+        name: str,
+        blobs: MemoryBlobs,
+        config: ExchangeConfig,
+        nearness: Callable[[PeerId], int],
+        *,
+        task_status,
+    ) -> None:
         me = Identity(name.encode().ljust(32, b".")).peer_id
         bus = EventBus()
         blame = BlameLedger(bus)
         with trio.CancelScope() as scope:
             async with AsyncExitStack() as stack:
                 transport = await stack.enter_async_context(self._network.transport(me, MeshKeyDoor(b"k" * 32), blame))
-                exchange = ExchangeService(transport, blobs, blame, bus, config, me, random.Random(name))
+                rng = random.Random(name)
+                exchange = ExchangeService(transport, blobs, blame, bus, config, me, rng, nearness=nearness)
                 nursery = await stack.enter_async_context(trio.open_nursery())
                 await nursery.start(exchange.run)
                 task_status.started(Peer(me, transport, blobs, blame, exchange, scope, bus))

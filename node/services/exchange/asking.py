@@ -183,6 +183,12 @@ class AskingSide:
         if giver is not None:
             self._lose(giver, TransportError(reason))
 
+    def end_unused(self, peer: PeerId) -> None:
+        """End the session with a giver when nothing is open with it and nothing asked of it, without waiting longer."""
+        giver = self._givers.get(peer)
+        if giver is not None and not giver.listeners and not giver.core.wants():
+            self._lose(giver, TransportError("it gave its place to another"))
+
     def stored(self, peer: PeerId, size_bytes: int) -> None:
         """The bytes of a chunk that came have left memory, stored or thrown away."""
         self.paces.ended(peer, size_bytes, came=True)

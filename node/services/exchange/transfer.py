@@ -218,6 +218,7 @@ class Transfer:
             changes = self._sources.refresh(now, functools.partial(self._recipes.standing, received))
             for peer in changes.dropped:
                 self._detach(peer)
+                self._rooms.asking.end_unused(peer)
             for peer in changes.attached:
                 self._rooms.asking.attach(peer, self)
             self._judge(now)
@@ -278,12 +279,12 @@ class Transfer:
                 attempt.end()
                 self._attempt = None
                 self._detach_all()
-                self._sources_changed.set()
                 with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_TIMEOUT_S):
                     await partial.close()
             if report is not None:
                 return report
             chosen = None
+            self._sources_changed.set()
 
     async def _attempt_under(self, chosen: ChosenRecipe, attempt: Attempt) -> FetchReport | None:
         """Receive under one recipe; None when that makes another blob, or nobody is left who knows it."""
