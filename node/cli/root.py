@@ -139,11 +139,11 @@ def peers(home: Path | None, models: str | None, as_json: bool) -> None:
     if as_json:
         document(told)
         return
-    from node.cli.status_view import MEMBER_COLUMNS, NUMBER_COLUMNS, member_row
+    from node.cli.status_view import NUMBER_COLUMNS, member_table
     from node.views import MemberView
 
-    members = as_views(told, "members", MemberView)
-    table(MEMBER_COLUMNS, [member_row(member) for member in members], right=NUMBER_COLUMNS)
+    columns, rows = member_table(as_views(told, "members", MemberView))
+    table(columns, rows, right=NUMBER_COLUMNS)
 
 
 @herd.command("ls")

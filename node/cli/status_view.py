@@ -1,7 +1,7 @@
 """What `herd status` and its live view show: the node, its transfers, its members, what happened last."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -115,6 +115,15 @@ def member_row(member: MemberView) -> list[str]:
     ]
 
 
+def member_table(members: Sequence[MemberView]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of all members, without the columns that would say nothing."""
+    rows = [dict(zip(MEMBER_COLUMNS, member_row(member), strict=True)) for member in members]
+    columns = [
+        column for column in MEMBER_COLUMNS if column not in TELLING_COLUMNS or len({row[column] for row in rows}) > 1
+    ]
+    return columns, [[row[column] for column in columns] for row in rows]
+
+
 def _address(addresses: list[str]) -> str:
     """The first address as HOST:PORT."""
     if not addresses:
@@ -125,6 +134,8 @@ def _address(addresses: list[str]) -> str:
 
 TRANSFER_COLUMNS = ("MODEL", "PHASE", "HELD", "SIZE", "FROM")
 MEMBER_COLUMNS = ("PEER", "STATE", "ADDRESS", "MODELS", "FREE", "RATE", "NEAR", "BLAME", "LABELS")
+TELLING_COLUMNS = ("RATE", "NEAR")
+"""Shown only where members differ in them: in a mesh of one place without transfers they would say nothing."""
 LIVE_COLUMNS = ("PEER", "STATE", "ADDRESS", "MODELS", "FREE", "BLAME", "LABELS")
 """What of a member fits a screen of 80 columns."""
 NUMBER_COLUMNS = ("HELD", "SIZE", "MODELS", "FREE", "RATE", "NEAR")

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from node.cli.output import as_view, as_views, seconds_text, short_id, size_text, visible
 from node.cli.progress import progress_text
-from node.cli.status_view import Watched, event_text, member_row, watched_view
+from node.cli.status_view import Watched, event_text, member_row, member_table, watched_view
 from node.errors import HerdError
 from node.events import (
     AdvertSeen,
@@ -93,6 +93,8 @@ def test_a_member_in_a_row() -> None:
     assert member_row(member) == [*row, "", "", "x 1", "a=1 zone=b"]
     fast = attrs.evolve(member, rate_bytes_per_s=2.5e8, nearness=1)
     assert member_row(fast) == [*row, "250 MB/s", "1", "x 1", "a=1 zone=b"]
+    assert "RATE" in member_table([member, fast])[0]
+    assert "RATE" not in member_table([member, member])[0], "it would say nothing"
 
 
 @pytest.mark.parametrize("answer", [{}, [], {"peer": 7}, {"members": 5}, {"members": [{"peer": "x"}]}])

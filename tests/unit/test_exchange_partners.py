@@ -42,12 +42,13 @@ class Node:
         return Partners(self.known, self.config, random.Random(seed))
 
     def look(
-        self, holders: list[PeerId], now: float, *, useful: Collection[PeerId] | None = None, needed: str = ""
+        self, holders: list[PeerId], now: float, *, useful: Collection[str] | None = None, needed: str = ""
     ) -> Changes:
         """A refresh in which all partners are of use unless told."""
 
         def standing() -> Standing:
-            return Standing(self.partners.attached() if useful is None else useful, {PeerId(needed)})
+            of_use = self.partners.attached() if useful is None else [PeerId(peer) for peer in useful]
+            return Standing(of_use, {PeerId(needed)})
 
         return self.partners.refresh(holders, now, standing)
 
@@ -115,8 +116,8 @@ def test_the_slowest_gives_way_and_comes_back_later() -> None:
     assert node.look(holders, 40.0) == Changes([], []), "who waits is known to be worse than all that have a place"
     assert sorted(node.partners.attached()) == ["a0", "a2", "b0"]
     later = 5.0 + RATE_TRUSTED_S + 30
-    for peer in ("a0", "a2", "b0"):
-        node.gives(PeerId(peer), 60 * MIB, later)
+    for name in ("a0", "a2", "b0"):
+        node.gives(PeerId(name), 60 * MIB, later)
     assert node.look(holders, later).attached == ["a1"], "after a long time it may have become better"
 
 
@@ -148,8 +149,8 @@ def test_who_has_nothing_gives_way_to_who_waits_and_pauses_longer_each_time() ->
     node.partners.answered(PeerId("b0"))
     assert node.look(both, EMPTY_ATTACHED_S - 0.1, useful=["a0"]) == Changes([], [])
     assert node.look(both, EMPTY_ATTACHED_S, useful=["a0"]) == Changes([PeerId("b0")], [PeerId("c0")])
-    away = []
-    now, left_at = EMPTY_ATTACHED_S, {"b0": EMPTY_ATTACHED_S}
+    away: list[float] = []
+    now, left_at = EMPTY_ATTACHED_S, {PeerId("b0"): EMPTY_ATTACHED_S}
     while len(away) < 6:
         now += 0.25
         changes = node.look(both, now, useful=["a0"])
