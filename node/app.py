@@ -38,6 +38,7 @@ from node.transport.dht import KadDirectory, open_kad_directory
 from node.transport.libp2p import Libp2pTransport, open_libp2p_transport
 from node.transport.mdns import open_mdns
 from node.trust.mesh_key import MeshKeyDoor, settle_mesh_key
+from protocols.exchange.nearness import nearness
 from protocols.ids import PeerId
 
 log = logging.getLogger("herd.node")
@@ -176,13 +177,8 @@ def _assemble(config: HerdConfig, resources: _Resources) -> _Services:
     discovery = DiscoveryService(
         resources.directory, catalog, transport, peer_id, config.discovery, blame, membership.alive
     )
-    streams = StreamCarrier(transport)
-    planes: Planes | None = None
-    if resources.bulk is not None:
-        planes = Planes(resources.bulk, streams, config.bulk)
-    exchange = ExchangeService(
-        transport, store.blobs, blame, bus, config.exchange, peer_id, rng, carrier=planes or streams
-    )
+    planes = _planes(config, resources)
+    exchange = _exchange(config, resources, membership, planes, rng)
     limits = LimitsService(config.limits, time.localtime, config.home / FILE_NAME)
     models = ModelService(
         models=store,
@@ -204,6 +200,31 @@ def _assemble(config: HerdConfig, resources: _Resources) -> _Services:
 
     membership.subscribe_alive(member_changed)
     return _Services(membership, catalog, discovery, exchange, models, planes, limits)
+
+
+def _planes(config: HerdConfig, resources: _Resources) -> Planes | None:
+    streams = StreamCarrier(resources.transport)
+    return Planes(resources.bulk, streams, config.bulk) if resources.bulk is not None else None
+
+
+def _exchange(
+    config: HerdConfig, resources: _Resources, membership: MembershipService, planes: Planes | None, rng: random.Random
+) -> ExchangeService:
+    def near(peer: PeerId) -> int:
+        member = membership.member(peer)
+        return nearness(config.labels, member.record.labels if member else {}, config.exchange.near_labels)
+
+    return ExchangeService(
+        resources.transport,
+        resources.store.blobs,
+        resources.blame,
+        resources.bus,
+        config.exchange,
+        resources.identity.peer_id,
+        rng,
+        carrier=planes or StreamCarrier(resources.transport),
+        nearness=near,
+    )
 
 
 def _membership(config: HerdConfig, resources: _Resources, rng: random.Random) -> MembershipService:
@@ -234,6 +255,7 @@ def _local_node(config: HerdConfig, resources: _Resources, services: _Services) 
         transport=resources.transport,
         membership=services.membership,
         catalog=services.catalog,
+        exchange=services.exchange,
         models=services.models,
         planes=services.planes,
         limiting=services.limits,

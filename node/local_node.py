@@ -14,6 +14,7 @@ from node.facade import OnProgress, Through
 from node.ports import Transport, TransportError
 from node.services.catalog.service import CatalogService
 from node.services.exchange.planes import Planes
+from node.services.exchange.service import ExchangeService
 from node.services.limits.service import LimitsService
 from node.services.membership.service import MembershipService
 from node.services.models.service import ModelService
@@ -36,6 +37,7 @@ class LocalNode:
     transport: Transport
     membership: MembershipService
     catalog: CatalogService
+    exchange: ExchangeService
     models: ModelService
     planes: Planes | None
     limiting: LimitsService
@@ -65,7 +67,7 @@ class LocalNode:
 
     def members(self) -> Sequence[MemberView]:
         """Every known member, this node first."""
-        views = []
+        views, now = [], trio.current_time()
         for member in self.membership.members():
             record, blame = member.record, self.blame.view(member.peer)
             plane = self.planes.plane_of(member.peer) if self.planes is not None else None
@@ -82,6 +84,8 @@ class LocalNode:
                     banned=blame.banned,
                     chunk_plane=plane.name if plane is not None else "",
                     chunk_plane_reason=plane.reason if plane is not None else "",
+                    rate_bytes_per_s=self.exchange.known.rate_bytes_per_s(member.peer, now),
+                    nearness=self.exchange.known.nearness(member.peer),
                 )
             )
         return views

@@ -50,6 +50,8 @@ class MemberView:
     """One member as this node sees it; `state` is `self`, `alive`, `suspect`, `dead` or `left`.
 
     `chunk_plane` is how its chunks came last: `bulk`, or `streams` with the reason; empty when none came.
+    `rate_bytes_per_s` is what it gave this node lately, None when nothing; `nearness` is 0 for the same zone, by
+    `exchange.near_labels`.
     """
 
     peer: str
@@ -63,6 +65,8 @@ class MemberView:
     banned: bool
     chunk_plane: str = ""
     chunk_plane_reason: str = ""
+    rate_bytes_per_s: float | None = None
+    nearness: int | None = None
 
 
 @attrs.frozen

@@ -14,6 +14,7 @@ from node.ports import Stream
 from node.services.exchange.carrier import StreamCarrier
 from node.services.exchange.service import ExchangeService, FetchProgress, FetchReport
 from node.trust.mesh_key import MeshKeyDoor
+from protocols.exchange.acquaintances import alike
 from protocols.exchange.config import ExchangeConfig
 from protocols.exchange.messages import CODEC
 from protocols.ids import Digest, PeerId, RecipeId
@@ -85,17 +86,31 @@ class Swarm:
         self._nursery = nursery
         self._config = config
 
-    async def add(self, name: str, blobs: MemoryBlobs | None = None, config: ExchangeConfig | None = None) -> Peer:
+    async def add(
+        self,
+        name: str,
+        blobs: MemoryBlobs | None = None,
+        config: ExchangeConfig | None = None,
+        nearness: Callable[[PeerId], int] = alike,
+    ) -> Peer:
         """Start a node."""
         blobs = blobs if blobs is not None else MemoryBlobs(chunk_size_bytes=CHUNK)
-        peer: Peer = await self._nursery.start(self._run, name, blobs, config or self._config)
+        peer: Peer = await self._nursery.start(self._run, name, blobs, config or self._config, nearness)
         for other in self.peers.values():
             other.transport.learn(peer.id, peer.transport.addresses())
             peer.transport.learn(other.id, other.transport.addresses())
         self.peers[name] = peer
         return peer
 
-    async def _run(self, name: str, blobs: MemoryBlobs, config: ExchangeConfig, *, task_status) -> None:  # type: ignore[no-untyped-def]
+    async def _run(  # type: ignore[no-untyped-def]
+        self,
+        name: str,
+        blobs: MemoryBlobs,
+        config: ExchangeConfig,
+        nearness: Callable[[PeerId], int],
+        *,
+        task_status,
+    ) -> None:
         me = Identity(name.encode().ljust(32, b".")).peer_id
         bus = EventBus()
         blame = BlameLedger(bus)
@@ -103,8 +118,9 @@ class Swarm:
             async with AsyncExitStack() as stack:
                 transport = await stack.enter_async_context(self._network.transport(me, MeshKeyDoor(b"k" * 32), blame))
                 carrier = StreamCarrier(transport)
+                rng = random.Random(name)
                 exchange = ExchangeService(
-                    transport, blobs, blame, bus, config, me, random.Random(name), carrier=carrier
+                    transport, blobs, blame, bus, config, me, rng, carrier=carrier, nearness=nearness
                 )
                 nursery = await stack.enter_async_context(trio.open_nursery())
                 await nursery.start(exchange.run)

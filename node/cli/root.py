@@ -122,11 +122,12 @@ def peers(home: Path | None, models: str | None, as_json: bool) -> None:
     if as_json:
         document(told)
         return
-    from node.cli.status_view import MEMBER_COLUMNS, NUMBER_COLUMNS, member_row
+    from node.cli.status_view import NUMBER_COLUMNS, member_table
     from node.views import MemberView
 
     members = as_views(told, "members", MemberView)
-    table(MEMBER_COLUMNS, [member_row(member) for member in members], right=NUMBER_COLUMNS)
+    columns, rows = member_table(members)
+    table(columns, rows, right=NUMBER_COLUMNS)
     for member in members:
         if member.chunk_plane_reason:
             line(f"{short_peer_text(member.peer)}: chunks come over control streams: {member.chunk_plane_reason}")

@@ -1,7 +1,7 @@
 """What `herd status` and its live view show: the node, its transfers, its members, what happened last."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -100,7 +100,7 @@ def transfer_row(transfer: TransferView) -> list[str]:
 
 
 def member_row(member: MemberView) -> list[str]:
-    """A member in a table's row: peer, state, address, models, free disk, how its chunks come, blame, labels."""
+    """A member in a table's row, as MEMBER_COLUMNS names its cells."""
     blame = ", ".join(f"{reason} {count}" for reason, count in sorted(member.blame.items()))
     return [
         short_peer_text(member.peer),
@@ -109,9 +109,20 @@ def member_row(member: MemberView) -> list[str]:
         str(member.models),
         size_text(member.free_disk_bytes),
         member.chunk_plane,
+        "" if member.rate_bytes_per_s is None else f"{size_text(member.rate_bytes_per_s)}/s",
+        "" if member.nearness is None else str(member.nearness),
         blame,
         " ".join(f"{key}={value}" for key, value in sorted(member.labels.items())),
     ]
+
+
+def member_table(members: Sequence[MemberView]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of all members, without the columns that would say nothing."""
+    rows = [dict(zip(MEMBER_COLUMNS, member_row(member), strict=True)) for member in members]
+    columns = [
+        column for column in MEMBER_COLUMNS if column not in TELLING_COLUMNS or len({row[column] for row in rows}) > 1
+    ]
+    return columns, [[row[column] for column in columns] for row in rows]
 
 
 def _address(addresses: list[str]) -> str:
@@ -123,8 +134,12 @@ def _address(addresses: list[str]) -> str:
 
 
 TRANSFER_COLUMNS = ("MODEL", "PHASE", "HELD", "SIZE", "FROM")
-MEMBER_COLUMNS = ("PEER", "STATE", "ADDRESS", "MODELS", "FREE", "VIA", "BLAME", "LABELS")
-NUMBER_COLUMNS = ("HELD", "SIZE", "MODELS", "FREE")
+MEMBER_COLUMNS = ("PEER", "STATE", "ADDRESS", "MODELS", "FREE", "VIA", "RATE", "NEAR", "BLAME", "LABELS")
+TELLING_COLUMNS = ("VIA", "RATE", "NEAR")
+"""Shown only where members differ in them: in a mesh of one place without transfers they would say nothing."""
+LIVE_COLUMNS = ("PEER", "STATE", "ADDRESS", "MODELS", "FREE", "BLAME", "LABELS")
+"""What of a member fits a screen of 80 columns."""
+NUMBER_COLUMNS = ("HELD", "SIZE", "MODELS", "FREE", "RATE", "NEAR")
 
 
 def watched_view(watched: Watched, screen: "Console") -> "RenderableType":
@@ -145,8 +160,11 @@ def watched_view(watched: Watched, screen: "Console") -> "RenderableType":
             rows = [transfer_row(transfer) for transfer in watched.status.transfers]
             transfers = lines(Text(), table_of(TRANSFER_COLUMNS, rows, right=NUMBER_COLUMNS))
     if watched.members:
-        rows = [member_row(member) for member in watched.members[:MEMBERS_SHOWN]]
-        members = lines(Text(), table_of(MEMBER_COLUMNS, rows, right=NUMBER_COLUMNS))
+        full = [
+            dict(zip(MEMBER_COLUMNS, member_row(member), strict=True)) for member in watched.members[:MEMBERS_SHOWN]
+        ]
+        rows = [[row[column] for column in LIVE_COLUMNS] for row in full]
+        members = lines(Text(), table_of(LIVE_COLUMNS, rows, right=NUMBER_COLUMNS))
         if len(watched.members) > MEMBERS_SHOWN:
             members += lines(Text(f"and {len(watched.members) - MEMBERS_SHOWN} more members (`herd peers` lists them)"))
     happened = lines(Text(), *(Text(visible(text), no_wrap=True, overflow="ellipsis") for text in watched.events))

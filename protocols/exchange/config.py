@@ -62,8 +62,25 @@ class ExchangeConfig:
         maximum=OPEN_BLOBS_MAX,
         help="How many blobs this node has open with one peer at a time; more wait for their turn.",
     )
-    peers_per_blob_max: int = option(
-        16, unit="peers", minimum=1, maximum=256, help="How many holders one blob is fetched from at a time."
+    partners_max: int = option(
+        12, unit="peers", minimum=1, maximum=256, help="How many holders one blob is fetched from at a time."
+    )
+    far_partners: int = option(
+        2,
+        unit="peers",
+        minimum=0,
+        maximum=256,
+        help="How many of them are chosen by chance from those that are not among the nearest.",
+    )
+    partners_interval_s: float = option(
+        10.0,
+        unit="seconds",
+        minimum=0.5,
+        maximum=3600.0,
+        help="How often the least useful partner of a blob gives way to another holder, as long as some wait.",
+    )
+    near_labels: tuple[str, ...] = option(
+        ("zone", "region"), help="Labels that name where a member is, from the smallest place to the largest."
     )
     writes_max: int = option(
         4, unit="chunks", minimum=1, maximum=64, help="How many chunks of one blob are checked and written at a time."

@@ -44,6 +44,11 @@ class Paces:
         """The bytes asked of one peer and not yet stored."""
         return self._pace(peer).outstanding_bytes
 
+    def rate_bytes_per_s_of(self, peer: PeerId) -> float | None:
+        """How fast one peer gave lately while it was asked for something; None when it gave nothing yet."""
+        pace = self._peers.get(peer)
+        return None if pace is None else pace.rate_bytes_per_s
+
     def allows(self, peer: PeerId, size_bytes: int, now: float) -> bool:
         """Whether a chunk of this size may be asked of the peer now."""
         pace = self._pace(peer)

@@ -68,6 +68,7 @@ async def test_what_one_node_is_and_holds_the_other_sees(tmp_path: Path) -> None
                 assert [member.state for member in two.members()] == ["self", "alive"]
                 other = two.members()[1]
                 assert (other.peer, other.labels, other.addresses) == (one.peer_id, {"zone": "a"}, bootstrap)
+                assert (two.members()[0].nearness, other.nearness) == (0, 2), "another zone, and no region named"
                 assert (other.blame, other.banned) == ({}, False)
 
                 under_way: list[TransferView] = []

@@ -3,12 +3,13 @@
 import io
 from collections import deque
 
+import attrs
 import pytest
 from rich.console import Console
 
 from node.cli.output import as_view, as_views, seconds_text, short_id, size_text, visible
 from node.cli.progress import progress_text
-from node.cli.status_view import Watched, event_text, member_row, watched_view
+from node.cli.status_view import Watched, event_text, member_row, member_table, watched_view
 from node.errors import HerdError
 from node.events import (
     AdvertSeen,
@@ -88,9 +89,13 @@ def test_an_event_of_a_newer_node_is_shown_by_its_fields() -> None:
 
 def test_a_member_in_a_row() -> None:
     labels = {"zone": "b", "a": "1"}
-    member = MemberView(PEER, "alive", 1, ["/ip4/10.0.0.2/tcp/4701"], labels, 10**9, 2, {"x": 1}, True, "bulk")
-    shown = ["…ASxYGray", "alive (banned)", "10.0.0.2:4701", "2", "1.0 GB", "bulk", "x 1", "a=1 zone=b"]
-    assert member_row(member) == shown
+    member = MemberView(PEER, "alive", 1, ["/ip4/10.0.0.2/tcp/4701"], labels, 10**9, 2, {"x": 1}, True)
+    row = ["…ASxYGray", "alive (banned)", "10.0.0.2:4701", "2", "1.0 GB"]
+    assert member_row(member) == [*row, "", "", "", "x 1", "a=1 zone=b"]
+    fast = attrs.evolve(member, chunk_plane="bulk", rate_bytes_per_s=2.5e8, nearness=1)
+    assert member_row(fast) == [*row, "bulk", "250 MB/s", "1", "x 1", "a=1 zone=b"]
+    assert {"VIA", "RATE"} < set(member_table([member, fast])[0])
+    assert not {"VIA", "RATE"} & set(member_table([member, member])[0]), "they would say nothing"
 
 
 @pytest.mark.parametrize("answer", [{}, [], {"peer": 7}, {"members": 5}, {"members": [{"peer": "x"}]}])

@@ -183,6 +183,12 @@ class AskingSide:
         if giver is not None:
             self._lose(giver, TransportError(reason))
 
+    def end_unused(self, peer: PeerId) -> None:
+        """End the session with a giver when nothing is open with it and nothing asked of it, without waiting longer."""
+        giver = self._givers.get(peer)
+        if giver is not None and not giver.listeners and not giver.core.wants():
+            self._lose(giver, TransportError("it gave its place to another"))
+
     def stored(self, peer: PeerId, chunk: CarriedChunk) -> None:
         """A chunk that came is stored or thrown away, and its memory is free."""
         self.paces.ended(peer, len(chunk.data), came=True)

@@ -7,9 +7,11 @@ from node.blame import BlameLedger
 from node.ports import BlobMissing, Blobs
 from node.services.exchange.asking import AskingSide
 from node.services.exchange.sources import Sources
+from protocols.bits import Bits
 from protocols.errors import RemoteProtocolError
 from protocols.exchange.asking import BlobHeld, FetchRecipe
 from protocols.exchange.config import ExchangeConfig
+from protocols.exchange.partners import Standing, standing_of
 from protocols.ids import Digest, PeerId, RecipeId
 from protocols.recipe.recipe import Recipe
 
@@ -85,6 +87,14 @@ class Recipes:
         """The acceptable offers that stand."""
         return {peer: offer for peer, offer in self._offers.items() if self.acceptable(offer.recipe_id)}
 
+    def standing(self, received: tuple[RecipeId, Bits] | None) -> Standing:
+        """Who has what is missing; `received` is the recipe in use and what is held under it, once there is one."""
+        offers = self.offers()
+        if received is None:
+            return Standing([peer for peer, offer in offers.items() if len(offer.bits) or not offer.bits.count])
+        recipe_id, held = received
+        return standing_of(held, {peer: offer.bits for peer, offer in offers.items() if offer.recipe_id == recipe_id})
+
     def refuse(self, recipe_id: RecipeId) -> None:
         """This recipe does not make the blob."""
         self._refused[recipe_id] = None
@@ -154,7 +164,7 @@ class Recipes:
                 if self._data is not None:
                     return self._data
                 if waiting.cancelled_caught:
-                    self._sources.answered(giver, "gave no recipe", empty=False)
+                    self._sources.answered(giver, "gave no recipe")
                     self.withdrawn(giver)
                 self._page = trio.Event()
             return None

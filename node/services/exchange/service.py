@@ -15,6 +15,7 @@ from node.services.exchange.asking import AskingSide
 from node.services.exchange.giving import GivingSide
 from node.services.exchange.transfer import FetchProgress, FetchReport, Rooms, Transfer
 from protocols.errors import LocalProtocolError
+from protocols.exchange.acquaintances import Acquaintances, alike
 from protocols.exchange.config import ExchangeConfig
 from protocols.exchange.messages import EXCHANGE_PROTOCOL
 from protocols.ids import Digest, PeerId, RecipeId
@@ -49,7 +50,10 @@ class ExchangeStatistics:
 
 
 class ExchangeService:
-    """One a node. `run` is started once, `fetch` works while it runs. `carrier` is how chunks travel."""
+    """One a node. `run` is started once, `fetch` works while it runs. `carrier` is how chunks travel.
+
+    `nearness` ranks the peers, 0 for the nearest; `known` is what was learned of them.
+    """
 
     def __init__(
         self,
@@ -62,12 +66,14 @@ class ExchangeService:
         rng: Random,
         *,
         carrier: ChunkCarrier,
+        nearness: Callable[[PeerId], int] = alike,
     ) -> None:
         self._transport = transport
         self._carrier = carrier
         self._giving = GivingSide(blobs, bus, config)
         self._asking = AskingSide(transport, self._carrier, blame, config, rng)
-        self._rooms = Rooms(self._asking, self._giving, blobs, blame, config, peer_id, rng)
+        self.known = Acquaintances(self._asking.paces, nearness)
+        self._rooms = Rooms(self._asking, self._giving, blobs, blame, self.known, config, peer_id, rng)
         self._transfers: dict[Digest, Transfer] = {}
         self._nursery: trio.Nursery | None = None
         self._verified_total = 0

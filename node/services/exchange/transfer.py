@@ -1,5 +1,6 @@
 """One blob on its way in: from whoever holds it, chunk by chunk, checked, until the whole is verified."""
 
+import functools
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from node.services.exchange.giving import GivingSide
 from node.services.exchange.recipes import ChosenRecipe, Recipes
 from node.services.exchange.sources import Holders, Sources
 from protocols.errors import RemoteProtocolError
+from protocols.exchange.acquaintances import Acquaintances
 from protocols.exchange.asking import BlobHeld
 from protocols.exchange.config import ExchangeConfig
 from protocols.exchange.picker import PeerGained, PeerLost, PeerReady, RoomFreed, WantsEnded
@@ -75,6 +77,7 @@ class Rooms:
     giving: GivingSide
     blobs: Blobs
     blame: BlameLedger
+    known: Acquaintances
     config: ExchangeConfig
     me: PeerId
     rng: Random
@@ -97,7 +100,7 @@ class Transfer:
         self.leaving = False
         self._rooms = rooms
         self._config = rooms.config
-        self._sources = Sources(rooms.me, rooms.blame, rooms.config, rooms.rng)
+        self._sources = Sources(rooms.me, rooms.blame, rooms.known, rooms.config, rooms.rng)
         self._recipes = Recipes(digest, size_bytes, recipe_id, self._sources, rooms.asking, rooms.blame, rooms.config)
         self._sources_changed = trio.Event()
         self._attempt: Attempt | None = None
@@ -151,7 +154,7 @@ class Transfer:
         note = f"holds {len(news.bits)} of {count} chunks" if count else "holds it"
         if not self._recipes.offered(peer, news):
             note = "holds it under another recipe than the one asked for"
-        self._sources.answered(peer, note, empty=len(news.bits) == 0 and count > 0)
+        self._sources.answered(peer, note)
         attempt = self._attempt
         if attempt is not None:
             if news.recipe_id == attempt.chosen.id:
@@ -165,7 +168,7 @@ class Transfer:
 
     def blob_absent(self, peer: PeerId) -> None:
         """A giver has nothing of the blob."""
-        self._sources.answered(peer, "has nothing of it", empty=True)
+        self._sources.answered(peer, "has nothing of it")
         self._recipes.withdrawn(peer)
         self._feed_lost(peer)
 
@@ -210,11 +213,13 @@ class Transfer:
     async def _watch(self) -> None:
         while True:
             self._sources_changed = trio.Event()
-            now = trio.current_time()
-            gone, ready = self._sources.refresh(now)
-            for peer in gone:
+            now, attempt = trio.current_time(), self._attempt
+            received = None if attempt is None else (attempt.chosen.id, attempt.partial.held())
+            changes = self._sources.refresh(now, functools.partial(self._recipes.standing, received))
+            for peer in changes.dropped:
                 self._detach(peer)
-            for peer in ready:
+                self._rooms.asking.end_unused(peer)
+            for peer in changes.attached:
                 self._rooms.asking.attach(peer, self)
             self._judge(now)
             with trio.move_on_after(self._config.sources_interval_s):
@@ -274,12 +279,12 @@ class Transfer:
                 attempt.end()
                 self._attempt = None
                 self._detach_all()
-                self._sources_changed.set()
                 with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_TIMEOUT_S):
                     await partial.close()
             if report is not None:
                 return report
             chosen = None
+            self._sources_changed.set()
 
     async def _attempt_under(self, chosen: ChosenRecipe, attempt: Attempt) -> FetchReport | None:
         """Receive under one recipe; None when that makes another blob, or nobody is left who knows it."""
@@ -315,7 +320,7 @@ class Transfer:
         """A chunk was checked and is stored."""
         self._progress_at_s = trio.current_time()
         self._rooms.counters.stored_bytes += size_bytes
-        self._sources.gave(peer)
+        self._sources.gave(peer, self._progress_at_s)
         self._rooms.giving.grew(self.digest, index)
         self._tell()
 

@@ -263,8 +263,10 @@ class ModelService:
 
         def sources(digest: Digest) -> list[PeerId]:
             # Whoever has the blob, in whatever model: fine-tunes share most of theirs.
-            held = [peer for peer, _ in self._catalog.blob_providers(digest)]
-            return [peer for peer in dict.fromkeys([*held, *answered]) if peer != self._peer_id]
+            # Complete ones come first; among equals each node begins elsewhere, or all would ask the same one first.
+            held = self._catalog.blob_providers(digest)
+            held.sort(key=lambda holder: (holder[1], holder[0] < self._peer_id))
+            return [peer for peer in dict.fromkeys([*(peer for peer, _ in held), *answered]) if peer != self._peer_id]
 
         pull = Pull(
             operation_id,
