@@ -152,6 +152,10 @@ class PartialBlob(Protocol):
         """The chunks written so far (the live object: it grows as chunks are written)."""
         ...
 
+    def hashed_bytes(self) -> int:
+        """How far the SHA-256 has come that `finish` waits for; it follows the chunks as they are written."""
+        ...
+
     async def write(self, index: int, data: bytes | memoryview) -> None:
         """Store one chunk, and have no more use for `data` after that, however it ends.
 

@@ -83,6 +83,11 @@ class MemoryReception:
         """The live set of chunks written so far, by whomever."""
         return self._partial.bits
 
+    def hashed_bytes(self) -> int:
+        """What stands before the first missing chunk: memory needs no time to hash it."""
+        first = next(self._partial.bits.missing(), None)
+        return self.recipe.size_bytes if first is None else self.recipe.offset_bytes(first)
+
     async def write(self, index: int, data: bytes | memoryview) -> None:
         """Store one chunk. RemoteProtocolError for wrong bytes, StoreError when the disk is full."""
         if not 0 <= index < len(self.recipe):

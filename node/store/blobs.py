@@ -6,6 +6,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NoReturn
 
 import attrs
 import trio
@@ -16,7 +17,9 @@ from node.store.files import Disk, FileKey, read_into, sync_directory
 from node.store.hashing import Hasher
 from node.store.index import Index
 from node.store.ollama import Layout
-from node.store.partials import PartialFile, Partials
+from node.store.partials import Partials
+from node.store.receiving import PartialFile
+from node.store.verify import follows_its_rule
 from protocols.bits import Bits
 from protocols.errors import LocalProtocolError, RemoteProtocolError
 from protocols.ids import Digest
@@ -175,22 +178,30 @@ class StoreBlobs:
                 lacking = len(partial.recipe) - len(partial.bits)
                 raise StoreError(f"{partial.path} cannot be finished: {lacking} chunks are still missing")
             with partial.borrow():
-                found, computed = await self._hasher.hash(partial.path, target_size_bytes=_target(partial.recipe))
+                found = await partial.front.finish()
                 if found != partial.recipe.digest:
                     await self._partials.forget_rot(partial)
+                    with trio.CancelScope(shield=True):
+                        await self._throw_away(partial, found)
+                recipe = await self._recipe_by_rule(partial)
                 with trio.CancelScope(shield=True):
-                    await self._conclude(partial, found, computed)
+                    await self._conclude(partial, recipe)
 
-    async def _conclude(self, partial: PartialFile, found: Digest, computed: Recipe) -> None:
-        recipe = partial.recipe
-        if found != recipe.digest:
-            problem = f"{recipe.digest} came out as {found}: its recipe was a lie, the partial blob is thrown away"
-            await self._partials.discard(partial, problem)
-            raise RemoteProtocolError(problem)
-        if computed.rule == recipe.rule and computed != recipe:
-            # The bytes are right all the same, so they stay; only the cut was not what its rule says.
-            log.warning("the recipe of %s did not follow its rule %s; ours replaces it", recipe.digest, recipe.rule)
-            recipe = computed
+    async def _throw_away(self, partial: PartialFile, found: Digest) -> NoReturn:
+        problem = f"{partial.recipe.digest} came out as {found}: its recipe was a lie, the partial blob is thrown away"
+        await self._partials.discard(partial, problem)
+        raise RemoteProtocolError(problem)
+
+    async def _recipe_by_rule(self, partial: PartialFile) -> Recipe:
+        """The recipe of a blob whose bytes are right: as it came, or ours where its cut is not what its rule says."""
+        recipe, path = partial.recipe, partial.path
+        if await self._disk.run("read", path, lambda: follows_its_rule(path, recipe)):
+            return recipe
+        log.warning("the recipe of %s does not follow its rule %s; ours replaces it", recipe.digest, recipe.rule)
+        _, computed = await self._hasher.hash(path, target_size_bytes=target_of_rule(recipe.rule, recipe.size_bytes))
+        return computed
+
+    async def _conclude(self, partial: PartialFile, recipe: Recipe) -> None:
         target = self._layout.whole_blob(recipe.digest)
         key = await self._disk.run("keep", partial.path, lambda: _make_whole(partial.path, target))
         self._remember(recipe)
@@ -260,6 +271,10 @@ class Reception:
         """The chunks written so far, by whomever."""
         return self._partial.bits
 
+    def hashed_bytes(self) -> int:
+        """How far the SHA-256 that `finish` waits for has come."""
+        return self._partial.front.hashed_bytes
+
     async def write(self, index: int, data: bytes | memoryview) -> None:
         """Store one chunk. RemoteProtocolError when its BLAKE3 is not the recipe's; StoreError when it cannot."""
         before = len(self._partial.bits)
@@ -302,6 +317,10 @@ class WholeReception:
         """All chunks."""
         return self._bits
 
+    def hashed_bytes(self) -> int:
+        """All: it was verified before."""
+        return self.recipe.size_bytes
+
     async def write(self, index: int, data: bytes | memoryview) -> None:
         """Nothing is missing, so nothing is written."""
         await trio.lowlevel.checkpoint()
@@ -315,13 +334,6 @@ class WholeReception:
         if not self._closed:
             self._closed = True
             self._use.__exit__(None, None, None)
-
-
-def _target(recipe: Recipe) -> int | None:
-    """The target size that gives this recipe again, so that everybody in a swarm goes on with one cut."""
-    with suppress(RemoteProtocolError):
-        return target_of_rule(recipe.rule, recipe.size_bytes)
-    return None
 
 
 def _read_first(candidates: Iterable[Path], buffer: memoryview, offset: int) -> tuple[FileKey | None, int]:

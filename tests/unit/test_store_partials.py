@@ -190,8 +190,11 @@ async def test_a_disk_that_changes_what_was_written_is_blamed_and_only_that_is_f
     path = tmp_path / ".herd" / "partial" / FILE
     async with opened(tmp_path) as store:
         one, two = await store.blobs.receive(RECIPE), await store.blobs.receive(RECIPE)
-        await write_all(one, DATA)
+        for index in range(1, 11):
+            await one.write(index, CHUNKS[index])
+        # Behind the front, nothing is read twice: what rots there rots as it could after the end.
         keep_mtime_and_write(path, 3 * CHUNK + 5, b"rotten")
+        await one.write(0, CHUNKS[0])
         # No peer lied, so this is no RemoteProtocolError.
         with pytest.raises(StoreError, match=f"1 chunks of .* do not stand in {path} .* check the disk's health"):
             await one.finish()
