@@ -178,6 +178,9 @@ class StoreBlobs:
                 lacking = len(partial.recipe) - len(partial.bits)
                 raise StoreError(f"{partial.path} cannot be finished: {lacking} chunks are still missing")
             with partial.borrow():
+                if partial.recipe.size_bytes > SMALL_BLOB_BYTES:
+                    # The last batch goes to the disk while the last bytes are hashed.
+                    await partial.sync_data()
                 found = await partial.front.finish()
                 if found != partial.recipe.digest:
                     await self._partials.forget_rot(partial)

@@ -1,5 +1,6 @@
 """File work: in worker threads of its own, durable where it says so, failing with the file and the remedy named."""
 
+import enum
 import errno
 import fcntl
 import os
@@ -69,19 +70,30 @@ class FileKey:
         return cls.of(os.stat(path))
 
 
+class Lane(enum.Enum):
+    """Work of one kind shares threads, and never waits for work of another kind."""
+
+    LOOK = "look"
+    """Short: look-ups, renames, and the chunks that others read here."""
+    WRITE = "write"
+    """Chunks on their way in."""
+    LONG = "long"
+    """What takes a disk's time: syncs, copies, reading through."""
+
+
 class Disk:
-    """Runs file work in a bounded number of threads, so that the Trio thread never waits for a disk.
+    """Runs file work in a bounded number of threads a lane, so that the Trio thread never waits for a disk.
 
     What was begun is finished even when the caller is cancelled: a half-done rename has no owner.
     """
 
     def __init__(self, threads: int) -> None:
-        self._limiter = trio.CapacityLimiter(threads)
+        self._limiters = {lane: trio.CapacityLimiter(threads) for lane in Lane}
 
-    async def run(self, doing: str, path: Path, work: Callable[[], T]) -> T:
+    async def run(self, doing: str, path: Path, work: Callable[[], T], lane: Lane = Lane.LOOK) -> T:
         """Do `work` in a thread; an OSError becomes the StoreError that names `doing` and `path`."""
         try:
-            return await trio.to_thread.run_sync(work, limiter=self._limiter)
+            return await trio.to_thread.run_sync(work, limiter=self._limiters[lane])
         except OSError as error:
             raise explain(error, doing, path) from error
 

@@ -11,12 +11,13 @@ import trio
 
 from node.ports import StoreError
 from node.store.config import StoreConfig
-from node.store.files import Disk, OpenFile, free_bytes, remove_file
+from node.store.files import Disk, Lane, OpenFile, free_bytes, remove_file
 from node.store.front import FrontThreads
-from node.store.held import chunks_here, held_bytes
+from node.store.held import chunks_here, held_bytes, rewrite_unclaimed
 from node.store.index import Index, StoredPartial
 from node.store.ollama import Layout, digest_of_file_name
 from node.store.receiving import Means, PartialFile
+from node.store.space import give_back, reserve
 from protocols.bits import Bits
 from protocols.ids import Digest
 from protocols.recipe.recipe import Recipe
@@ -50,6 +51,8 @@ class Partials:
         self._layout = layout
         self._stored = stored
         self._open: dict[Digest, PartialFile] = {}
+        self._left = set(stored)
+        self._files = trio.Lock()
 
     def open_one(self, digest: Digest) -> PartialFile | None:
         """The partial blob somebody is receiving now."""
@@ -70,15 +73,16 @@ class Partials:
     def require_space(self, sizes_bytes: Mapping[Digest, int]) -> None:
         """StoreError when there is no room for what is missing of these blobs, and of those being received besides."""
         needed = sum(max(0, size - self._taken_bytes(digest)) for digest, size in sizes_bytes.items())
-        others = sum(each.missing_bytes() for digest, each in self._open.items() if digest not in sizes_bytes)
+        others = sum(each.promised_bytes() for digest, each in self._open.items() if digest not in sizes_bytes)
         if needed:
             purpose = f"receive {needed} bytes of {len(sizes_bytes)} blobs"
             require_space(self._layout, self.config, needed + others, purpose)
 
     def _taken_bytes(self, digest: Digest) -> int:
-        """What a partial blob has of the disk already: what is held, and what was written and never made durable."""
+        """What a partial blob has of the disk already: what is held or reserved, or was written and never durable."""
         if digest in self._open:
-            return self._open[digest].held_bytes
+            partial = self._open[digest]
+            return partial.recipe.size_bytes - partial.promised_bytes()
         stored = self._stored.get(digest)
         if stored is None:
             return 0
@@ -89,38 +93,59 @@ class Partials:
 
     async def open(self, recipe: Recipe) -> PartialFile:
         """Begin, resume or join. The caller serializes calls and owns one of `receivers` afterwards."""
-        partial = self._open.get(recipe.digest)
-        if partial is None:
-            partial = await self._open_file(recipe)
-            self._open[recipe.digest] = partial
-        partial.receivers += 1
-        return partial
+        async with self._files:
+            partial = self._open.get(recipe.digest)
+            if partial is None:
+                partial = await self._open_file(recipe)
+                self._open[recipe.digest] = partial
+            partial.receivers += 1
+            return partial
 
     async def _open_file(self, recipe: Recipe) -> PartialFile:
         path = self._layout.partial_blob(recipe.digest)
         stored = self._stored.get(recipe.digest)
         if stored is not None and stored.recipe != recipe:
+            self._left.discard(recipe.digest)
             stored = await self._recut(path, stored, recipe)
         self._admit(recipe)
-        descriptor = await self.disk.run("create", path, lambda: _open_sparse(path, recipe.size_bytes))
+        descriptor, reserved = await self.disk.run(
+            "make room for", path, lambda: _open_reserved(path, recipe.size_bytes, new=stored is None), Lane.LONG
+        )
         bits = stored.bits if stored is not None else None
-        partial = PartialFile(path, recipe, bits, OpenFile(descriptor), self._means)
+        partial = PartialFile(path, recipe, bits, OpenFile(descriptor), self._means, reserved)
+        if recipe.digest in self._left:
+            self._left.remove(recipe.digest)
+            await self._reclaim(partial)
         partial.front.follow()
         return partial
+
+    async def _reclaim(self, partial: PartialFile) -> None:
+        """Take again what a process that was killed had written and not yet made durable.
+
+        Only what an earlier process left is looked at: after a failed sync in this one nothing may come back.
+        """
+        limit_bytes = self.config.unsynced_bytes_max + self.config.sync_interval_bytes
+        recipe, bits = partial.recipe, partial.bits.copy()
+        with partial.borrow() as descriptor:
+            found = await self.disk.run(
+                "read", partial.path, lambda: rewrite_unclaimed(descriptor, recipe, bits, limit_bytes), Lane.LONG
+            )
+        for index in found:
+            partial.gained(index)
 
     async def _recut(self, path: Path, stored: StoredPartial, recipe: Recipe) -> StoredPartial:
         """What is here, under another recipe of the same blob.
 
         The row goes over to the new recipe before anything is written under it, so that no old bit outlives its bytes.
         """
-        bits = await self.disk.run("read", path, lambda: chunks_here(path, stored, recipe))
+        bits = await self.disk.run("read", path, lambda: chunks_here(path, stored, recipe), Lane.LONG)
         await self.index.save_partial(recipe.digest, bits.to_bytes(), recipe)
         recut = self._stored[recipe.digest] = StoredPartial(recipe, bits)
         return recut
 
     def _admit(self, recipe: Recipe) -> None:
         """Refuse before the first byte what would fill the disk, what others were promised included."""
-        promised = sum(partial.missing_bytes() for partial in self._open.values())
+        promised = sum(partial.promised_bytes() for partial in self._open.values())
         needed = max(0, recipe.size_bytes - self._taken_bytes(recipe.digest))
         require_space(self._layout, self.config, needed + promised, f"receive {recipe.digest} ({needed} bytes)")
 
@@ -132,17 +157,26 @@ class Partials:
         try:
             await partial.sync()
         finally:
-            # Somebody may have joined, or thrown it away, while the sync waited.
-            if not partial.receivers and self._open.get(partial.recipe.digest) is partial:
-                self._close(partial)
+            with trio.CancelScope(shield=True):
+                async with self._files:
+                    # Somebody may have joined, or thrown it away, while the sync waited.
+                    if not partial.receivers and self._open.get(partial.recipe.digest) is partial:
+                        await self._close(partial)
 
-    def _close(self, partial: PartialFile) -> None:
+    async def _close(self, partial: PartialFile) -> None:
+        """Nobody opens it again before it has given its room back: what is written then must stay."""
         digest = partial.recipe.digest
         del self._open[digest]
-        partial.end(f"{partial.path} is no longer being received")
         if partial.durable is not None:
             self._stored[digest] = StoredPartial(partial.recipe, Bits.from_bytes(len(partial.recipe), partial.durable))
-        else:
+        try:
+            if partial.durable is not None:
+                await partial.give_back()
+        except StoreError as error:
+            log.warning("%s", error)
+        finally:
+            partial.end(f"{partial.path} is no longer being received")
+        if partial.durable is None:
             with suppress(OSError):  # An empty sparse file; the next start removes it where this did not.
                 remove_file(partial.path)
 
@@ -180,7 +214,7 @@ class Partials:
         holds its lock.
         """
         recipe, stored = partial.recipe, StoredPartial(partial.recipe, partial.bits.copy())
-        good = await self.disk.run("read", partial.path, lambda: chunks_here(partial.path, stored, recipe))
+        good = await self.disk.run("read", partial.path, lambda: chunks_here(partial.path, stored, recipe), Lane.LONG)
         if good.complete():
             return
         problem = (
@@ -228,15 +262,21 @@ def require_space(layout: Layout, config: StoreConfig, needed_bytes: int, purpos
         )
 
 
-def _open_sparse(path: Path, size_bytes: int) -> int:
+def _open_reserved(path: Path, size_bytes: int, *, new: bool) -> tuple[int, bool]:
+    """The file at its full size, and whether all of its room is taken. A full disk raises OSError. Blocking."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         if os.fstat(descriptor).st_size != size_bytes:
             os.ftruncate(descriptor, size_bytes)
+        try:
+            return descriptor, reserve(descriptor, size_bytes)
+        except OSError:
+            # What it got before the disk was full helps nobody.
+            remove_file(path) if new else give_back(descriptor)
+            raise
     except BaseException:
         os.close(descriptor)
         raise
-    return descriptor
 
 
 def reconcile(layout: Layout, stored: dict[Digest, StoredPartial]) -> list[Digest]:
@@ -245,7 +285,16 @@ def reconcile(layout: Layout, stored: dict[Digest, StoredPartial]) -> list[Diges
         digest = digest_of_file_name(path.name)
         if digest not in stored:
             remove_file(path)
-    return [digest for digest, partial in stored.items() if not _is_there(layout.partial_blob(digest), partial)]
+    lost = [digest for digest, partial in stored.items() if not _is_there(layout.partial_blob(digest), partial)]
+    for digest in stored.keys() - lost:
+        _release(layout.partial_blob(digest))
+    return lost
+
+
+def _release(path: Path) -> None:
+    """A process that was killed gave nothing back of what it had reserved; nobody may ever resume."""
+    with suppress(OSError), path.open("r+b", buffering=0) as file:
+        give_back(file.fileno())
 
 
 def _is_there(path: Path, partial: StoredPartial) -> bool:

@@ -1,8 +1,8 @@
 """One blob on its way in: its partial file, which chunks of it are here, and which of them are durable.
 
 Order makes it safe: a chunk is checked, then written; its bit may be served from then on; written data is synced in
-batches, and only then are the bits of that batch committed to the index. A crash loses at most the last batch and
-never leaves a bit set for bytes that are not there.
+batches, and only then are the bits of that batch committed to the index. A crash never leaves a bit set for bytes that
+are not there. One batch is synced while the next is written, and writers wait when too much is not durable.
 """
 
 import os
@@ -16,10 +16,11 @@ from blake3 import blake3
 
 from node.ports import StoreError
 from node.store.config import StoreConfig
-from node.store.files import Disk, OpenFile, read_into, sync_directory, write_at
+from node.store.files import Disk, Lane, OpenFile, read_into, sync_directory, write_at
 from node.store.front import Front, FrontThreads
 from node.store.held import held_bytes
 from node.store.index import Index
+from node.store.space import give_back
 from protocols.bits import Bits
 from protocols.errors import RemoteProtocolError
 from protocols.recipe.recipe import Recipe
@@ -38,11 +39,14 @@ class Means:
 class PartialFile:
     """One open partial blob, shared by all who receive it."""
 
-    def __init__(self, path: Path, recipe: Recipe, stored: Bits | None, file: OpenFile, means: Means) -> None:
+    def __init__(
+        self, path: Path, recipe: Recipe, stored: Bits | None, file: OpenFile, means: Means, reserved: bool
+    ) -> None:
         self.path = path
         self.recipe = recipe
         self.bits = stored.copy() if stored is not None else Bits(len(recipe))
         self.receivers = 0
+        self.reserved = reserved
         self.problem: str | None = None
         self.whole = False
         self.lock = trio.Lock()
@@ -60,6 +64,10 @@ class PartialFile:
         """What is still to come."""
         return self.recipe.size_bytes - self.held_bytes
 
+    def promised_bytes(self) -> int:
+        """What it still needs of the room that others see as free."""
+        return 0 if self.reserved else self.missing_bytes()
+
     async def write(self, index: int, data: bytes | memoryview) -> None:
         """Check a chunk and write it, unless it is here already."""
         recipe = self.recipe
@@ -70,17 +78,29 @@ class PartialFile:
                 f"chunk {index} of {recipe.digest} has {recipe.sizes_bytes[index]} bytes, {len(data)} came"
             )
         if index in self.bits:
-            good = await self._disk.run("check", self.path, lambda: self._matches(index, data))
+            good = await self._disk.run("check", self.path, lambda: self._matches(index, data), Lane.WRITE)
         else:
             good = await self._check_and_write(index, data)
         if not good:
             raise RemoteProtocolError(f"chunk {index} of {recipe.digest} does not match its BLAKE3")
+        self.gained(index)
+        await self.keep_pace()
+
+    def gained(self, index: int) -> None:
+        """A chunk stands in the file, checked."""
         if self.bits.add(index):
-            self.held_bytes += len(data)
-            self._unsynced_bytes += len(data)
+            self.held_bytes += self.recipe.sizes_bytes[index]
+            self._unsynced_bytes += self.recipe.sizes_bytes[index]
             self.front.follow()
-        if self.sync_is_due():
-            # Whoever fills a batch waits for it: that is how a slow disk slows the network down.
+
+    async def keep_pace(self) -> None:
+        """Sync what is due. To be called after `gained` by who goes on writing.
+
+        Whoever fills a batch sees to it while the others write the next. When too much is not durable, all wait for
+        the sync: that is how a slow disk slows the network down and not the memory up.
+        """
+        full = self._unsynced_bytes >= self._config.unsynced_bytes_max
+        if full or (self.sync_is_due() and not self.lock.locked()):
             await self.sync(only_when_due=True)
 
     def _matches(self, index: int, data: bytes | memoryview) -> bool:
@@ -96,7 +116,7 @@ class PartialFile:
                     write_at(descriptor, data, offset)
                 return good
 
-            return await self._disk.run(f"write chunk {index} to", self.path, work)
+            return await self._disk.run(f"write chunk {index} to", self.path, work, Lane.WRITE)
 
     @contextmanager
     def borrow(self) -> Iterator[int]:
@@ -120,22 +140,32 @@ class PartialFile:
                 return  # Several writers filled one batch; the first of them has seen to it.
             batch = self._unsynced_bytes
             bits = self.bits.to_bytes()  # Every bit here was set after its bytes had been written.
-            try:
-                with self.borrow() as descriptor:
-                    await self._disk.run("sync", self.path, lambda: self._sync_data(descriptor))
-            except StoreError as error:
-                # After a failed sync the kernel may have thrown the pages away; nothing since the last one is certain.
-                self.problem = str(error)
-                raise
+            await self.sync_data()
             await self._index.save_partial(self.recipe.digest, bits, None if self.durable else self.recipe)
             self.durable = bits
             self._unsynced_bytes -= batch
             self._synced_at = trio.current_time()
 
-    def _sync_data(self, descriptor: int) -> None:
+    async def sync_data(self) -> None:
+        """Make the bytes durable. The caller holds the lock."""
+        try:
+            with self.borrow() as descriptor:
+                await self._disk.run("sync", self.path, lambda: self._sync_file(descriptor), Lane.LONG)
+        except StoreError as error:
+            # After a failed sync the kernel may have thrown the pages away; nothing since the last one is certain.
+            self.problem = str(error)
+            raise
+
+    def _sync_file(self, descriptor: int) -> None:
         os.fdatasync(descriptor)
         if self.durable is None:
             sync_directory(self.path.parent)
+
+    async def give_back(self) -> None:
+        """Give back the room of what has not come. The caller lets nobody write any more."""
+        if self.problem is None and self.reserved:
+            with self.borrow() as descriptor:
+                await self._disk.run("give back room of", self.path, lambda: give_back(descriptor), Lane.LONG)
 
     async def read(self, index: int, buffer: memoryview) -> int:
         """A chunk that is held, into a buffer of its size."""
