@@ -13,6 +13,7 @@ import trio
 
 from node.ports import BlobMissing, PartialBlob, StoreError
 from node.store.census import UNVERIFIED, VERIFIED, BlobFile, Census
+from node.store.copying import Copier
 from node.store.files import Disk, FileKey, read_into, sync_directory
 from node.store.hashing import Hasher
 from node.store.index import Index
@@ -51,6 +52,7 @@ class StoreBlobs:
         hasher: Hasher,
         census: Census,
         partials: Partials,
+        copier: Copier,
         verify_now: Callable[[Digest, int], Awaitable[None]],
     ) -> None:
         self._layout = layout
@@ -59,6 +61,7 @@ class StoreBlobs:
         self._hasher = hasher
         self._census = census
         self._partials = partials
+        self._copier = copier
         self._verify_now = verify_now
         self._recipes: OrderedDict[Digest, Recipe] = OrderedDict()
         self._full: dict[Digest, Bits] = {}
@@ -148,11 +151,11 @@ class StoreBlobs:
             self._census.drop_file(file.digest)
             self._census.announce()
 
-    async def receive(self, recipe: Recipe) -> PartialBlob:
+    async def receive(self, recipe: Recipe, on_copied: Callable[[int], None] | None = None) -> PartialBlob:
         """Begin, resume or join a partial blob. StoreError when the disk has no room for what is missing.
 
         The recipe that counts is that of the blob given back: who joins others, or comes when the blob is whole,
-        works under theirs.
+        works under theirs. What other blobs here have of it is copied before it is given back.
         """
         if self._partials.open_one(recipe.digest) is None:
             # An unread file under the blob's name is read before anything is fetched: a disk is nearer than a peer.
@@ -162,7 +165,18 @@ class StoreBlobs:
                 whole = await self.recipe(recipe.digest)
                 return WholeReception(self, whole, Bits.full(len(whole)))
             partial = await self._partials.open(recipe)
-            return Reception(self, self._partials, partial)
+            reception, joined = Reception(self, self._partials, partial), partial.receivers > 1
+        try:
+            if joined:
+                await partial.filled.wait()
+            else:
+                reception.copied_bytes = await self._copier.fill(partial, on_copied)
+        except BaseException:
+            partial.filled.set()
+            await reception.close()
+            raise
+        partial.filled.set()
+        return reception
 
     async def drop_abandoned(self, digest: Digest) -> bool:
         """Remove a partial blob that nobody receives or wants kept; whether there was one."""
@@ -263,6 +277,7 @@ class Reception:
 
     def __init__(self, blobs: StoreBlobs, partials: Partials, partial: PartialFile) -> None:
         self.recipe = partial.recipe
+        self.copied_bytes = 0
         self._blobs = blobs
         self._partials = partials
         self._partial = partial
@@ -311,6 +326,7 @@ class WholeReception:
 
     def __init__(self, blobs: StoreBlobs, recipe: Recipe, bits: Bits) -> None:
         self.recipe = recipe
+        self.copied_bytes = 0
         self._bits = bits
         self._use = blobs.hold([recipe.digest])
         self._use.__enter__()

@@ -4,6 +4,7 @@ import enum
 import errno
 import fcntl
 import os
+import struct
 import tempfile
 import threading
 import time
@@ -21,6 +22,11 @@ T = TypeVar("T")
 
 FICLONE = 0x40049409
 """Linux ioctl: let one file share all of another's extents (ioctl_ficlone(2))."""
+
+FICLONERANGE = 0x4020940D
+"""Linux ioctl: let one file share some of another's blocks (ioctl_ficlonerange(2))."""
+
+_CANNOT_CLONE = (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.EPERM)
 
 COPY_SIZE_BYTES = 4 * 1024 * 1024
 TICK_S = 0.1
@@ -267,7 +273,18 @@ def clone_file(source: int, target: int) -> bool:
     try:
         fcntl.ioctl(target, FICLONE, source)
     except OSError as error:
-        if error.errno in (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.EPERM):
+        if error.errno in _CANNOT_CLONE:
+            return False
+        raise
+    return True
+
+
+def clone_range(source: int, source_offset: int, target: int, target_offset: int, size_bytes: int) -> bool:
+    """Let `target` share whole blocks of `source`; False where the file system cannot."""
+    try:
+        fcntl.ioctl(target, FICLONERANGE, struct.pack("=qQQQ", source, source_offset, size_bytes, target_offset))
+    except OSError as error:
+        if error.errno in _CANNOT_CLONE:
             return False
         raise
     return True

@@ -58,6 +58,12 @@ class Partials:
         """The partial blob somebody is receiving now."""
         return self._open.get(digest)
 
+    def held_besides(self, digest: Digest) -> list[StoredPartial]:
+        """What is held of every other partial blob now."""
+        closed = [stored for other, stored in self._stored.items() if other not in self._open and other != digest]
+        being_received = [each for other, each in self._open.items() if other != digest]
+        return closed + [StoredPartial(each.recipe, each.bits) for each in being_received]
+
     def views(self) -> list[PartialView]:
         """Every partial blob here."""
         found = [

@@ -50,6 +50,8 @@ class PartialFile:
         self.problem: str | None = None
         self.whole = False
         self.lock = trio.Lock()
+        self.filled = trio.Event()
+        """Set when what other blobs here have of it was copied. Nobody else writes before."""
         self.durable = self.bits.to_bytes() if stored is not None else None
         self._file = file
         self._config = means.config
