@@ -144,12 +144,20 @@ class StoreError(HerdError):
 
 
 class PartialBlob(Protocol):
-    """One blob while it is being received. Survives kill -9: `held` after a restart is what was durable."""
+    """One blob while it is being received. Survives kill -9: `held` after a restart is at least what was durable.
+
+    `copied_bytes` of what is held were copied from other blobs here when it was given out.
+    """
 
     recipe: Recipe
+    copied_bytes: int
 
     def held(self) -> Bits:
         """The chunks written so far (the live object: it grows as chunks are written)."""
+        ...
+
+    def hashed_bytes(self) -> int:
+        """How far the SHA-256 has come that `finish` waits for; it follows the chunks as they are written."""
         ...
 
     async def write(self, index: int, data: bytes | memoryview) -> None:
@@ -189,10 +197,11 @@ class Blobs(Protocol):
         """
         ...
 
-    async def receive(self, recipe: Recipe) -> PartialBlob:
+    async def receive(self, recipe: Recipe, on_copied: Callable[[int], None] | None = None) -> PartialBlob:
         """Begin or resume a partial blob. StoreError when the disk has no room for what is missing.
 
-        Chunks that another local blob already has are not copied here; that is its own capability.
+        Chunks that another local blob has are copied, checked as if they had come from a peer, before it is given
+        back; `on_copied` gets the bytes copied so far. Cancelling keeps what was copied.
         """
         ...
 

@@ -23,6 +23,7 @@ class TransferView:
     resumed_bytes: int
     sources: dict[str, int]
     seconds: float
+    copied_bytes: int = 0
 
 
 @attrs.frozen
@@ -115,7 +116,8 @@ class Progress:
     """How far an add or a pull is.
 
     `phase` is `resolving`, `hashing`, `fetching`, `verifying`, `writing` or `done`; bytes count the whole model,
-    `sources` maps peer to bytes that came from it, `resumed_bytes` were here before this operation.
+    `sources` maps peer to bytes that came from it, `resumed_bytes` were here before this operation, `copied_bytes` were
+    copied from other models here. While `verifying`, `held_bytes` says how far the check of what is all here has come.
     """
 
     operation_id: str
@@ -126,11 +128,15 @@ class Progress:
     resumed_bytes: int = 0
     sources: dict[str, int] = attrs.field(factory=dict)
     digest: str = ""
+    copied_bytes: int = 0
 
 
 @attrs.frozen
 class PullReport:
-    """A finished pull. `fetched_bytes` travelled now, `resumed_bytes` earlier, `local_bytes` were here."""
+    """A finished pull. `fetched_bytes` travelled now, `resumed_bytes` earlier; `local_bytes` were here as whole blobs.
+
+    `copied_bytes` were copied from other models here, chunk by chunk. The four add up to `size_bytes`.
+    """
 
     operation_id: str
     name: str
@@ -142,6 +148,7 @@ class PullReport:
     seconds: float
     sources: dict[str, int]
     verified: bool
+    copied_bytes: int = 0
 
 
 @attrs.frozen

@@ -74,6 +74,7 @@ class MemoryReception:
 
     def __init__(self, blobs: "MemoryBlobs", partial: _Partial) -> None:
         self.recipe = partial.recipe
+        self.copied_bytes = 0
         self._blobs = blobs
         self._partial = partial
         self._closed = False
@@ -82,6 +83,11 @@ class MemoryReception:
     def held(self) -> Bits:
         """The live set of chunks written so far, by whomever."""
         return self._partial.bits
+
+    def hashed_bytes(self) -> int:
+        """What stands before the first missing chunk: memory needs no time to hash it."""
+        first = next(self._partial.bits.missing(), None)
+        return self.recipe.size_bytes if first is None else self.recipe.offset_bytes(first)
 
     async def write(self, index: int, data: bytes | memoryview) -> None:
         """Store one chunk. RemoteProtocolError for wrong bytes, StoreError when the disk is full."""
@@ -167,11 +173,11 @@ class MemoryBlobs:
         buffer[:size_bytes] = found.data[offset : offset + size_bytes]
         return size_bytes
 
-    async def receive(self, recipe: Recipe) -> MemoryReception:
+    async def receive(self, recipe: Recipe, on_copied: Callable[[int], None] | None = None) -> MemoryReception:
         """Begin, resume or join. StoreError when the disk has no room.
 
         The recipe that counts is that of what is given back: a whole blob keeps its own, and who joins other
-        receivers works under theirs. With no receiver, what is here is cut anew.
+        receivers works under theirs. With no receiver, what is here is cut anew, and what other blobs have is copied.
         """
         await self.wait(0)
         whole = self._whole.get(recipe.digest)
@@ -188,7 +194,35 @@ class MemoryBlobs:
         if partial is None:
             self._check_room(recipe.size_bytes, recipe.digest)
             partial = self._partial[recipe.digest] = _Partial(recipe)
-        return MemoryReception(self, partial)
+        reception = MemoryReception(self, partial)
+        if partial.receivers == 1:
+            self._copy_into(partial, reception, on_copied)
+        return reception
+
+    def _copy_into(
+        self, partial: _Partial, reception: MemoryReception, on_copied: Callable[[int], None] | None
+    ) -> None:
+        """What other blobs have of this one, where it is still what its hash says."""
+        recipe = partial.recipe
+        sources: list[_Whole | _Partial] = [*self._whole.values(), *self._partial.values()]
+        here = {
+            source.recipe.chunk_hash(index): (source, index)
+            for source in sources
+            if source is not partial and len(source.recipe) > 1
+            for index in source.bits
+        }
+        for index in partial.bits.missing() if len(recipe) > 1 else ():
+            if recipe.chunk_hash(index) not in here:
+                continue
+            source, place = here[recipe.chunk_hash(index)]
+            offset = source.recipe.offset_bytes(place)
+            chunk = bytes(source.data[offset : offset + recipe.sizes_bytes[index]])
+            if blake3(chunk).digest() == recipe.chunk_hash(index):
+                self.take_space(len(chunk))
+                partial.put(index, chunk)
+                reception.copied_bytes += len(chunk)
+                if on_copied is not None:
+                    on_copied(reception.copied_bytes)
 
     def add(self, data: bytes, *, recipe: Recipe | None = None) -> Digest:
         """Put a verified blob here. Another recipe than the true one makes this store a liar."""

@@ -39,6 +39,7 @@ class FakeNode:
         self.free_disk_bytes = 10**12
         self.steps = 3
         self.step_s = 0.0
+        self.copied_bytes = 0
         self.pulls_started = 0
         self.pulls_cancelled = 0
         self.pull_cancelled = trio.Event()
@@ -157,9 +158,10 @@ class FakeNode:
             self.pull_cancelled.set()
             raise
         model = self._place(name, size)
-        sources = {BOB: held - resumed}
+        sources = {BOB: held - resumed - self.copied_bytes}
         self.events.publish(TransferEnded("pull-1", name, "verified", "", 0.5, sources))
-        return PullReport("pull-1", name, model.digest, size, held - resumed, resumed, 0, 0.5, sources, True)
+        fetched, copied = held - resumed - self.copied_bytes, self.copied_bytes
+        return PullReport("pull-1", name, model.digest, size, fetched, resumed, 0, 0.5, sources, True, copied)
 
     async def remove(self, name: str) -> None:
         self._fail()

@@ -222,9 +222,11 @@ def pull(home: Path | None, models: str | None, as_json: bool, name: str) -> Non
     fetched, seconds = report["fetched_bytes"], report["seconds"]
     speed = f" ({size_text(fetched / seconds)}/s)" if fetched and seconds > 0 else ""
     line(f"pulled {report['name']} ({size_text(report['size_bytes'])}, {short_id(report['digest'])}), verified")
+    copied = report.get("copied_bytes", 0)
     line(
         f"{size_text(fetched)} fetched in {seconds_text(seconds)}{speed},"
         f" {size_text(report['resumed_bytes'])} resumed, {size_text(report['local_bytes'])} were here"
+        + (f", {size_text(copied)} copied from other models here" if copied else "")
     )
     for peer, size_bytes in sorted(report["sources"].items()):
         line(f"  {size_text(size_bytes)} from {peer}")

@@ -6,17 +6,21 @@ from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NoReturn
 
 import attrs
 import trio
 
 from node.ports import BlobMissing, PartialBlob, StoreError
 from node.store.census import UNVERIFIED, VERIFIED, BlobFile, Census
+from node.store.copying import Copier
 from node.store.files import Disk, FileKey, read_into, sync_directory
 from node.store.hashing import Hasher
 from node.store.index import Index
 from node.store.ollama import Layout
-from node.store.partials import PartialFile, Partials
+from node.store.partials import Partials
+from node.store.receiving import PartialFile
+from node.store.verify import follows_its_rule
 from protocols.bits import Bits
 from protocols.errors import LocalProtocolError, RemoteProtocolError
 from protocols.ids import Digest
@@ -48,6 +52,7 @@ class StoreBlobs:
         hasher: Hasher,
         census: Census,
         partials: Partials,
+        copier: Copier,
         verify_now: Callable[[Digest, int], Awaitable[None]],
     ) -> None:
         self._layout = layout
@@ -56,6 +61,7 @@ class StoreBlobs:
         self._hasher = hasher
         self._census = census
         self._partials = partials
+        self._copier = copier
         self._verify_now = verify_now
         self._recipes: OrderedDict[Digest, Recipe] = OrderedDict()
         self._full: dict[Digest, Bits] = {}
@@ -145,11 +151,11 @@ class StoreBlobs:
             self._census.drop_file(file.digest)
             self._census.announce()
 
-    async def receive(self, recipe: Recipe) -> PartialBlob:
+    async def receive(self, recipe: Recipe, on_copied: Callable[[int], None] | None = None) -> PartialBlob:
         """Begin, resume or join a partial blob. StoreError when the disk has no room for what is missing.
 
         The recipe that counts is that of the blob given back: who joins others, or comes when the blob is whole,
-        works under theirs.
+        works under theirs. What other blobs here have of it is copied before it is given back.
         """
         if self._partials.open_one(recipe.digest) is None:
             # An unread file under the blob's name is read before anything is fetched: a disk is nearer than a peer.
@@ -159,7 +165,18 @@ class StoreBlobs:
                 whole = await self.recipe(recipe.digest)
                 return WholeReception(self, whole, Bits.full(len(whole)))
             partial = await self._partials.open(recipe)
-            return Reception(self, self._partials, partial)
+            reception, joined = Reception(self, self._partials, partial), partial.receivers > 1
+        try:
+            if joined:
+                await partial.filled.wait()
+            else:
+                reception.copied_bytes = await self._copier.fill(partial, on_copied)
+        except BaseException:
+            partial.filled.set()
+            await reception.close()
+            raise
+        partial.filled.set()
+        return reception
 
     async def drop_abandoned(self, digest: Digest) -> bool:
         """Remove a partial blob that nobody receives or wants kept; whether there was one."""
@@ -175,22 +192,33 @@ class StoreBlobs:
                 lacking = len(partial.recipe) - len(partial.bits)
                 raise StoreError(f"{partial.path} cannot be finished: {lacking} chunks are still missing")
             with partial.borrow():
-                found, computed = await self._hasher.hash(partial.path, target_size_bytes=_target(partial.recipe))
+                if partial.recipe.size_bytes > SMALL_BLOB_BYTES:
+                    # The last batch goes to the disk while the last bytes are hashed.
+                    await partial.sync_data()
+                found = await partial.front.finish()
                 if found != partial.recipe.digest:
                     await self._partials.forget_rot(partial)
+                    with trio.CancelScope(shield=True):
+                        await self._throw_away(partial, found)
+                recipe = await self._recipe_by_rule(partial)
                 with trio.CancelScope(shield=True):
-                    await self._conclude(partial, found, computed)
+                    await self._conclude(partial, recipe)
 
-    async def _conclude(self, partial: PartialFile, found: Digest, computed: Recipe) -> None:
-        recipe = partial.recipe
-        if found != recipe.digest:
-            problem = f"{recipe.digest} came out as {found}: its recipe was a lie, the partial blob is thrown away"
-            await self._partials.discard(partial, problem)
-            raise RemoteProtocolError(problem)
-        if computed.rule == recipe.rule and computed != recipe:
-            # The bytes are right all the same, so they stay; only the cut was not what its rule says.
-            log.warning("the recipe of %s did not follow its rule %s; ours replaces it", recipe.digest, recipe.rule)
-            recipe = computed
+    async def _throw_away(self, partial: PartialFile, found: Digest) -> NoReturn:
+        problem = f"{partial.recipe.digest} came out as {found}: its recipe was a lie, the partial blob is thrown away"
+        await self._partials.discard(partial, problem)
+        raise RemoteProtocolError(problem)
+
+    async def _recipe_by_rule(self, partial: PartialFile) -> Recipe:
+        """The recipe of a blob whose bytes are right: as it came, or ours where its cut is not what its rule says."""
+        recipe, path = partial.recipe, partial.path
+        if await self._disk.run("read", path, lambda: follows_its_rule(path, recipe)):
+            return recipe
+        log.warning("the recipe of %s does not follow its rule %s; ours replaces it", recipe.digest, recipe.rule)
+        _, computed = await self._hasher.hash(path, target_size_bytes=target_of_rule(recipe.rule, recipe.size_bytes))
+        return computed
+
+    async def _conclude(self, partial: PartialFile, recipe: Recipe) -> None:
         target = self._layout.whole_blob(recipe.digest)
         key = await self._disk.run("keep", partial.path, lambda: _make_whole(partial.path, target))
         self._remember(recipe)
@@ -249,6 +277,7 @@ class Reception:
 
     def __init__(self, blobs: StoreBlobs, partials: Partials, partial: PartialFile) -> None:
         self.recipe = partial.recipe
+        self.copied_bytes = 0
         self._blobs = blobs
         self._partials = partials
         self._partial = partial
@@ -259,6 +288,10 @@ class Reception:
     def held(self) -> Bits:
         """The chunks written so far, by whomever."""
         return self._partial.bits
+
+    def hashed_bytes(self) -> int:
+        """How far the SHA-256 that `finish` waits for has come."""
+        return self._partial.front.hashed_bytes
 
     async def write(self, index: int, data: bytes | memoryview) -> None:
         """Store one chunk. RemoteProtocolError when its BLAKE3 is not the recipe's; StoreError when it cannot."""
@@ -293,6 +326,7 @@ class WholeReception:
 
     def __init__(self, blobs: StoreBlobs, recipe: Recipe, bits: Bits) -> None:
         self.recipe = recipe
+        self.copied_bytes = 0
         self._bits = bits
         self._use = blobs.hold([recipe.digest])
         self._use.__enter__()
@@ -301,6 +335,10 @@ class WholeReception:
     def held(self) -> Bits:
         """All chunks."""
         return self._bits
+
+    def hashed_bytes(self) -> int:
+        """All: it was verified before."""
+        return self.recipe.size_bytes
 
     async def write(self, index: int, data: bytes | memoryview) -> None:
         """Nothing is missing, so nothing is written."""
@@ -315,13 +353,6 @@ class WholeReception:
         if not self._closed:
             self._closed = True
             self._use.__exit__(None, None, None)
-
-
-def _target(recipe: Recipe) -> int | None:
-    """The target size that gives this recipe again, so that everybody in a swarm goes on with one cut."""
-    with suppress(RemoteProtocolError):
-        return target_of_rule(recipe.rule, recipe.size_bytes)
-    return None
 
 
 def _read_first(candidates: Iterable[Path], buffer: memoryview, offset: int) -> tuple[FileKey | None, int]:

@@ -35,10 +35,16 @@ class StoreConfig:
         64 * MEBIBYTE,
         unit="bytes",
         minimum=1,
-        help="received bytes that may be lost by a crash before they are made durable",
+        help="received bytes that make a batch, which is then made durable beside what comes next",
+    )
+    unsynced_bytes_max: int = option(
+        256 * MEBIBYTE,
+        unit="bytes",
+        minimum=1,
+        help="received bytes that may wait for the disk, and be lost with the power, before the network waits for it",
     )
     sync_interval_s: float = option(
-        1.0, unit="s", minimum=0.05, maximum=60, help="received time that may be lost by a crash"
+        1.0, unit="s", minimum=0.05, maximum=60, help="how long received bytes wait for a batch to fill"
     )
     verify_rate_bytes_per_s: int = option(
         0, unit="bytes/s", minimum=0, help="how fast blobs are read for background verification; 0: unlimited"
@@ -52,7 +58,9 @@ class StoreConfig:
         minimum=60,
         help="how long an unfinished download, or a file set aside as damaged, stays when nothing happens to it",
     )
-    io_threads: int = option(4, unit="threads", minimum=1, maximum=64, help="file operations at the same time")
+    io_threads: int = option(
+        4, unit="threads", minimum=1, maximum=64, help="file operations of one kind at the same time"
+    )
 
     def models_directory(self, environment: Mapping[str, str]) -> Path:
         """The store's directory: the setting, else `OLLAMA_MODELS` as Ollama reads it, else the home's default."""

@@ -1,8 +1,10 @@
 """File work: in worker threads of its own, durable where it says so, failing with the file and the remedy named."""
 
+import enum
 import errno
 import fcntl
 import os
+import struct
 import tempfile
 import threading
 import time
@@ -20,6 +22,11 @@ T = TypeVar("T")
 
 FICLONE = 0x40049409
 """Linux ioctl: let one file share all of another's extents (ioctl_ficlone(2))."""
+
+FICLONERANGE = 0x4020940D
+"""Linux ioctl: let one file share some of another's blocks (ioctl_ficlonerange(2))."""
+
+_CANNOT_CLONE = (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.EPERM)
 
 COPY_SIZE_BYTES = 4 * 1024 * 1024
 TICK_S = 0.1
@@ -69,19 +76,30 @@ class FileKey:
         return cls.of(os.stat(path))
 
 
+class Lane(enum.Enum):
+    """Work of one kind shares threads, and never waits for work of another kind."""
+
+    LOOK = "look"
+    """Short: look-ups, renames, and the chunks that others read here."""
+    WRITE = "write"
+    """Chunks on their way in."""
+    LONG = "long"
+    """What takes a disk's time: syncs, copies, reading through."""
+
+
 class Disk:
-    """Runs file work in a bounded number of threads, so that the Trio thread never waits for a disk.
+    """Runs file work in a bounded number of threads a lane, so that the Trio thread never waits for a disk.
 
     What was begun is finished even when the caller is cancelled: a half-done rename has no owner.
     """
 
     def __init__(self, threads: int) -> None:
-        self._limiter = trio.CapacityLimiter(threads)
+        self._limiters = {lane: trio.CapacityLimiter(threads) for lane in Lane}
 
-    async def run(self, doing: str, path: Path, work: Callable[[], T]) -> T:
+    async def run(self, doing: str, path: Path, work: Callable[[], T], lane: Lane = Lane.LOOK) -> T:
         """Do `work` in a thread; an OSError becomes the StoreError that names `doing` and `path`."""
         try:
-            return await trio.to_thread.run_sync(work, limiter=self._limiter)
+            return await trio.to_thread.run_sync(work, limiter=self._limiters[lane])
         except OSError as error:
             raise explain(error, doing, path) from error
 
@@ -255,7 +273,18 @@ def clone_file(source: int, target: int) -> bool:
     try:
         fcntl.ioctl(target, FICLONE, source)
     except OSError as error:
-        if error.errno in (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.EPERM):
+        if error.errno in _CANNOT_CLONE:
+            return False
+        raise
+    return True
+
+
+def clone_range(source: int, source_offset: int, target: int, target_offset: int, size_bytes: int) -> bool:
+    """Let `target` share whole blocks of `source`; False where the file system cannot."""
+    try:
+        fcntl.ioctl(target, FICLONERANGE, struct.pack("=qQQQ", source, source_offset, size_bytes, target_offset))
+    except OSError as error:
+        if error.errno in _CANNOT_CLONE:
             return False
         raise
     return True

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from node.store.files import read_at
+from node.store.files import read_at, write_at
 from node.store.index import StoredPartial
+from node.store.space import written_spans
 from protocols.bits import Bits
 from protocols.recipe.recipe import Recipe
 
@@ -35,6 +36,32 @@ def chunks_here(path: Path, stored: StoredPartial, recipe: Recipe) -> Bits:
             if inside and blake3(read_at(file.fileno(), size, offset)).digest() == recipe.chunk_hash(index):
                 bits.add(index)
     return bits
+
+
+def rewrite_unclaimed(descriptor: int, recipe: Recipe, bits: Bits, limit_bytes: int) -> list[int]:
+    """The chunks that stand whole in a partial file although no bit says so. Blocking; raises OSError.
+
+    They were written before a process was killed. They are written once more: what failed to reach the disk then may
+    stand in the page cache as if it had. At most `limit_bytes` are read; a file system that cannot tell what was
+    written calls everything written.
+    """
+    found: list[int] = []
+    missing = bits.missing()
+    index = next(missing, None)
+    for begin, end in written_spans(descriptor):
+        while index is not None and recipe.offset_bytes(index) < begin:
+            index = next(missing, None)
+        while index is not None and recipe.offset_bytes(index) + recipe.sizes_bytes[index] <= end:
+            offset, size_bytes = recipe.offset_bytes(index), recipe.sizes_bytes[index]
+            limit_bytes -= size_bytes
+            if limit_bytes < 0:
+                return found
+            data = read_at(descriptor, size_bytes, offset)
+            if blake3(data).digest() == recipe.chunk_hash(index):
+                write_at(descriptor, data, offset)
+                found.append(index)
+            index = next(missing, None)
+    return found
 
 
 def _held_spans(stored: StoredPartial) -> list[tuple[int, int]]:

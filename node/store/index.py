@@ -6,7 +6,7 @@ says of a file counts only while the file's device, inode, size and mtime are wh
 
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -174,6 +174,19 @@ class Index:
             return Recipe.from_bytes(body)
         except RemoteProtocolError as error:
             raise self._failure(error) from error
+
+    async def recipe_bodies(self, digests: Sequence[Digest]) -> list[bytes]:
+        """The stored recipes of these blobs in their canonical form, as many as there are, in no order."""
+
+        def work(connection: sqlite3.Connection) -> list[bytes]:
+            # Asked for one by one: the number of placeholders of one statement is limited.
+            found = (
+                connection.execute("SELECT body FROM recipes WHERE digest = ?", (_raw(digest),)).fetchone()
+                for digest in digests
+            )
+            return [row[0] for row in found if row is not None]
+
+        return await self._run(work)
 
     async def forget(self, keys: list[FileKey]) -> None:
         """These files are gone; recipes that no file needs any more go with them."""

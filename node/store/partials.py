@@ -1,32 +1,31 @@
-"""Blobs being received: a sparse file each, and which chunks of it are durable.
-
-Order makes it safe: a chunk is checked, then written; its bit may be served from then on; written data is synced in
-batches, and only then are the bits of that batch committed to the index. A crash loses at most the last batch and
-never leaves a bit set for bytes that are not there.
-"""
+"""Blobs that are not whole yet: those being received, a sparse file each, and those that wait to be resumed."""
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import attrs
 import trio
-from blake3 import blake3
 
 from node.ports import StoreError
 from node.store.config import StoreConfig
-from node.store.files import Disk, OpenFile, free_bytes, read_into, remove_file, sync_directory, write_at
-from node.store.held import chunks_here, held_bytes
+from node.store.files import Disk, Lane, OpenFile, free_bytes, remove_file
+from node.store.front import FrontThreads
+from node.store.held import chunks_here, held_bytes, rewrite_unclaimed
 from node.store.index import Index, StoredPartial
 from node.store.ollama import Layout, digest_of_file_name
+from node.store.receiving import Means, PartialFile
+from node.store.space import give_back, reserve
 from protocols.bits import Bits
-from protocols.errors import RemoteProtocolError
 from protocols.ids import Digest
 from protocols.recipe.recipe import Recipe
 
 log = logging.getLogger("herd.store")
+
+FRONT_THREADS = 2
+"""How many blobs are hashed at the same time as they come in; each front keeps a core busy at 1.6 GB/s."""
 
 
 @attrs.frozen
@@ -39,120 +38,6 @@ class PartialView:
     receiving: bool
 
 
-class PartialFile:
-    """One open partial blob, shared by all who receive it."""
-
-    def __init__(self, path: Path, recipe: Recipe, stored: Bits | None, file: OpenFile, partials: "Partials") -> None:
-        self.path = path
-        self.recipe = recipe
-        self.bits = stored.copy() if stored is not None else Bits(len(recipe))
-        self.receivers = 0
-        self.problem: str | None = None
-        self.whole = False
-        self.lock = trio.Lock()
-        self.durable = self.bits.to_bytes() if stored is not None else None
-        self._file = file
-        self._config = partials.config
-        self._disk = partials.disk
-        self._index = partials.index
-        self.held_bytes = held_bytes(recipe, self.bits)
-        self._unsynced_bytes = 0
-        self._synced_at = trio.current_time()
-
-    def missing_bytes(self) -> int:
-        """What is still to come."""
-        return self.recipe.size_bytes - self.held_bytes
-
-    async def write(self, index: int, data: bytes | memoryview) -> None:
-        """Check a chunk and write it, unless it is here already."""
-        recipe = self.recipe
-        if not 0 <= index < len(recipe):
-            raise RemoteProtocolError(f"{recipe.digest} has no chunk {index}")
-        if len(data) != recipe.sizes_bytes[index]:
-            raise RemoteProtocolError(
-                f"chunk {index} of {recipe.digest} has {recipe.sizes_bytes[index]} bytes, {len(data)} came"
-            )
-        if index in self.bits:
-            good = await self._disk.run("check", self.path, lambda: self._matches(index, data))
-        else:
-            good = await self._check_and_write(index, data)
-        if not good:
-            raise RemoteProtocolError(f"chunk {index} of {recipe.digest} does not match its BLAKE3")
-        if self.bits.add(index):
-            self.held_bytes += len(data)
-            self._unsynced_bytes += len(data)
-        if self.sync_is_due():
-            # Whoever fills a batch waits for it: that is how a slow disk slows the network down.
-            await self.sync(only_when_due=True)
-
-    def _matches(self, index: int, data: bytes | memoryview) -> bool:
-        return blake3(data).digest() == self.recipe.chunk_hash(index)
-
-    async def _check_and_write(self, index: int, data: bytes | memoryview) -> bool:
-        offset = self.recipe.offset_bytes(index)
-        with self.borrow() as descriptor:
-
-            def work() -> bool:
-                good = self._matches(index, data)
-                if good:
-                    write_at(descriptor, data, offset)
-                return good
-
-            return await self._disk.run(f"write chunk {index} to", self.path, work)
-
-    @contextmanager
-    def borrow(self) -> Iterator[int]:
-        """The open file's descriptor for a worker thread. StoreError when the partial blob has come to an end."""
-        if self.problem is not None:
-            raise StoreError(self.problem)
-        with self._file.borrow() as descriptor:
-            yield descriptor
-
-    def sync_is_due(self) -> bool:
-        """Whether a batch is full, or something written has waited its time."""
-        waited = trio.current_time() >= self._synced_at + self._config.sync_interval_s
-        return self._unsynced_bytes >= self._config.sync_interval_bytes or (waited and self._unsynced_bytes > 0)
-
-    async def sync(self, *, only_when_due: bool = False) -> None:
-        """Make durable what is held, first the data, then its bits."""
-        async with self.lock:
-            if not self._unsynced_bytes or self.problem is not None:
-                return
-            if only_when_due and not self.sync_is_due():
-                return  # Several writers filled one batch; the first of them has seen to it.
-            batch = self._unsynced_bytes
-            bits = self.bits.to_bytes()  # Every bit here was set after its bytes had been written.
-            try:
-                with self.borrow() as descriptor:
-                    await self._disk.run("sync", self.path, lambda: self._sync_data(descriptor))
-            except StoreError as error:
-                # After a failed sync the kernel may have thrown the pages away; nothing since the last one is certain.
-                self.problem = str(error)
-                raise
-            await self._index.save_partial(self.recipe.digest, bits, None if self.durable else self.recipe)
-            self.durable = bits
-            self._unsynced_bytes -= batch
-            self._synced_at = trio.current_time()
-
-    def _sync_data(self, descriptor: int) -> None:
-        os.fdatasync(descriptor)
-        if self.durable is None:
-            sync_directory(self.path.parent)
-
-    async def read(self, index: int, buffer: memoryview) -> int:
-        """A chunk that is held, into a buffer of its size."""
-        offset = self.recipe.offset_bytes(index)
-        with self.borrow() as descriptor:
-            return await self._disk.run(
-                f"read chunk {index} of", self.path, lambda: read_into(descriptor, buffer, offset)
-            )
-
-    def end(self, problem: str) -> None:
-        """Close the file; `problem` is what a receiver that still writes is told."""
-        self.problem = self.problem or problem
-        self._file.close()
-
-
 class Partials:
     """The partial blobs of one store, open ones and those that wait to be resumed."""
 
@@ -162,13 +47,22 @@ class Partials:
         self.disk = disk
         self.index = index
         self.config = config
+        self._means = Means(disk, index, config, FrontThreads(FRONT_THREADS))
         self._layout = layout
         self._stored = stored
         self._open: dict[Digest, PartialFile] = {}
+        self._left = set(stored)
+        self._files = trio.Lock()
 
     def open_one(self, digest: Digest) -> PartialFile | None:
         """The partial blob somebody is receiving now."""
         return self._open.get(digest)
+
+    def held_besides(self, digest: Digest) -> list[StoredPartial]:
+        """What is held of every other partial blob now."""
+        closed = [stored for other, stored in self._stored.items() if other not in self._open and other != digest]
+        being_received = [each for other, each in self._open.items() if other != digest]
+        return closed + [StoredPartial(each.recipe, each.bits) for each in being_received]
 
     def views(self) -> list[PartialView]:
         """Every partial blob here."""
@@ -185,15 +79,16 @@ class Partials:
     def require_space(self, sizes_bytes: Mapping[Digest, int]) -> None:
         """StoreError when there is no room for what is missing of these blobs, and of those being received besides."""
         needed = sum(max(0, size - self._taken_bytes(digest)) for digest, size in sizes_bytes.items())
-        others = sum(each.missing_bytes() for digest, each in self._open.items() if digest not in sizes_bytes)
+        others = sum(each.promised_bytes() for digest, each in self._open.items() if digest not in sizes_bytes)
         if needed:
             purpose = f"receive {needed} bytes of {len(sizes_bytes)} blobs"
             require_space(self._layout, self.config, needed + others, purpose)
 
     def _taken_bytes(self, digest: Digest) -> int:
-        """What a partial blob has of the disk already: what is held, and what was written and never made durable."""
+        """What a partial blob has of the disk already: what is held or reserved, or was written and never durable."""
         if digest in self._open:
-            return self._open[digest].held_bytes
+            partial = self._open[digest]
+            return partial.recipe.size_bytes - partial.promised_bytes()
         stored = self._stored.get(digest)
         if stored is None:
             return 0
@@ -204,35 +99,59 @@ class Partials:
 
     async def open(self, recipe: Recipe) -> PartialFile:
         """Begin, resume or join. The caller serializes calls and owns one of `receivers` afterwards."""
-        partial = self._open.get(recipe.digest)
-        if partial is None:
-            partial = await self._open_file(recipe)
-            self._open[recipe.digest] = partial
-        partial.receivers += 1
-        return partial
+        async with self._files:
+            partial = self._open.get(recipe.digest)
+            if partial is None:
+                partial = await self._open_file(recipe)
+                self._open[recipe.digest] = partial
+            partial.receivers += 1
+            return partial
 
     async def _open_file(self, recipe: Recipe) -> PartialFile:
         path = self._layout.partial_blob(recipe.digest)
         stored = self._stored.get(recipe.digest)
         if stored is not None and stored.recipe != recipe:
+            self._left.discard(recipe.digest)
             stored = await self._recut(path, stored, recipe)
         self._admit(recipe)
-        descriptor = await self.disk.run("create", path, lambda: _open_sparse(path, recipe.size_bytes))
-        return PartialFile(path, recipe, stored.bits if stored is not None else None, OpenFile(descriptor), self)
+        descriptor, reserved = await self.disk.run(
+            "make room for", path, lambda: _open_reserved(path, recipe.size_bytes, new=stored is None), Lane.LONG
+        )
+        bits = stored.bits if stored is not None else None
+        partial = PartialFile(path, recipe, bits, OpenFile(descriptor), self._means, reserved)
+        if recipe.digest in self._left:
+            self._left.remove(recipe.digest)
+            await self._reclaim(partial)
+        partial.front.follow()
+        return partial
+
+    async def _reclaim(self, partial: PartialFile) -> None:
+        """Take again what a process that was killed had written and not yet made durable.
+
+        Only what an earlier process left is looked at: after a failed sync in this one nothing may come back.
+        """
+        limit_bytes = self.config.unsynced_bytes_max + self.config.sync_interval_bytes
+        recipe, bits = partial.recipe, partial.bits.copy()
+        with partial.borrow() as descriptor:
+            found = await self.disk.run(
+                "read", partial.path, lambda: rewrite_unclaimed(descriptor, recipe, bits, limit_bytes), Lane.LONG
+            )
+        for index in found:
+            partial.gained(index)
 
     async def _recut(self, path: Path, stored: StoredPartial, recipe: Recipe) -> StoredPartial:
         """What is here, under another recipe of the same blob.
 
         The row goes over to the new recipe before anything is written under it, so that no old bit outlives its bytes.
         """
-        bits = await self.disk.run("read", path, lambda: chunks_here(path, stored, recipe))
+        bits = await self.disk.run("read", path, lambda: chunks_here(path, stored, recipe), Lane.LONG)
         await self.index.save_partial(recipe.digest, bits.to_bytes(), recipe)
         recut = self._stored[recipe.digest] = StoredPartial(recipe, bits)
         return recut
 
     def _admit(self, recipe: Recipe) -> None:
         """Refuse before the first byte what would fill the disk, what others were promised included."""
-        promised = sum(partial.missing_bytes() for partial in self._open.values())
+        promised = sum(partial.promised_bytes() for partial in self._open.values())
         needed = max(0, recipe.size_bytes - self._taken_bytes(recipe.digest))
         require_space(self._layout, self.config, needed + promised, f"receive {recipe.digest} ({needed} bytes)")
 
@@ -244,17 +163,26 @@ class Partials:
         try:
             await partial.sync()
         finally:
-            # Somebody may have joined, or thrown it away, while the sync waited.
-            if not partial.receivers and self._open.get(partial.recipe.digest) is partial:
-                self._close(partial)
+            with trio.CancelScope(shield=True):
+                async with self._files:
+                    # Somebody may have joined, or thrown it away, while the sync waited.
+                    if not partial.receivers and self._open.get(partial.recipe.digest) is partial:
+                        await self._close(partial)
 
-    def _close(self, partial: PartialFile) -> None:
+    async def _close(self, partial: PartialFile) -> None:
+        """Nobody opens it again before it has given its room back: what is written then must stay."""
         digest = partial.recipe.digest
         del self._open[digest]
-        partial.end(f"{partial.path} is no longer being received")
         if partial.durable is not None:
             self._stored[digest] = StoredPartial(partial.recipe, Bits.from_bytes(len(partial.recipe), partial.durable))
-        else:
+        try:
+            if partial.durable is not None:
+                await partial.give_back()
+        except StoreError as error:
+            log.warning("%s", error)
+        finally:
+            partial.end(f"{partial.path} is no longer being received")
+        if partial.durable is None:
             with suppress(OSError):  # An empty sparse file; the next start removes it where this did not.
                 remove_file(partial.path)
 
@@ -292,7 +220,7 @@ class Partials:
         holds its lock.
         """
         recipe, stored = partial.recipe, StoredPartial(partial.recipe, partial.bits.copy())
-        good = await self.disk.run("read", partial.path, lambda: chunks_here(partial.path, stored, recipe))
+        good = await self.disk.run("read", partial.path, lambda: chunks_here(partial.path, stored, recipe), Lane.LONG)
         if good.complete():
             return
         problem = (
@@ -315,6 +243,7 @@ class Partials:
                 log.warning("%s", error)
             self._open.pop(partial.recipe.digest, None)
             partial.end("the store is closed")
+            await partial.front.wait_stopped()
 
     async def sync_due(self) -> None:
         """Sync every open partial blob whose time has come."""
@@ -339,15 +268,21 @@ def require_space(layout: Layout, config: StoreConfig, needed_bytes: int, purpos
         )
 
 
-def _open_sparse(path: Path, size_bytes: int) -> int:
+def _open_reserved(path: Path, size_bytes: int, *, new: bool) -> tuple[int, bool]:
+    """The file at its full size, and whether all of its room is taken. A full disk raises OSError. Blocking."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         if os.fstat(descriptor).st_size != size_bytes:
             os.ftruncate(descriptor, size_bytes)
+        try:
+            return descriptor, reserve(descriptor, size_bytes)
+        except OSError:
+            # What it got before the disk was full helps nobody.
+            remove_file(path) if new else give_back(descriptor)
+            raise
     except BaseException:
         os.close(descriptor)
         raise
-    return descriptor
 
 
 def reconcile(layout: Layout, stored: dict[Digest, StoredPartial]) -> list[Digest]:
@@ -356,7 +291,16 @@ def reconcile(layout: Layout, stored: dict[Digest, StoredPartial]) -> list[Diges
         digest = digest_of_file_name(path.name)
         if digest not in stored:
             remove_file(path)
-    return [digest for digest, partial in stored.items() if not _is_there(layout.partial_blob(digest), partial)]
+    lost = [digest for digest, partial in stored.items() if not _is_there(layout.partial_blob(digest), partial)]
+    for digest in stored.keys() - lost:
+        _release(layout.partial_blob(digest))
+    return lost
+
+
+def _release(path: Path) -> None:
+    """A process that was killed gave nothing back of what it had reserved; nobody may ever resume."""
+    with suppress(OSError), path.open("r+b", buffering=0) as file:
+        give_back(file.fileno())
 
 
 def _is_there(path: Path, partial: StoredPartial) -> bool:

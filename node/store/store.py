@@ -18,6 +18,7 @@ from node.store.blobs import StoreBlobs
 from node.store.census import VERIFIED, Census
 from node.store.cleaning import Cleaner
 from node.store.config import StoreConfig
+from node.store.copying import Copier
 from node.store.files import Disk, explain, free_bytes, remove_file
 from node.store.hashing import Hasher
 from node.store.index import Index
@@ -45,6 +46,8 @@ class StoreStatistics:
     verified_bytes_total: int
     read_bytes_total: int
     written_bytes_total: int
+    copied_bytes_total: int
+    reflinked_bytes_total: int
     refused_chunks_total: int
     scans_total: int
 
@@ -71,7 +74,10 @@ class Store:
         layout, disk, index, hasher, census = self.layout, self._disk, self._index, self._hasher, self._census
         self._partials = Partials(layout, disk, index, self.config, stored)
         self._adopter = Adopter(layout, disk, index, hasher, census, self.config, known)
-        self.blobs = StoreBlobs(layout, disk, index, hasher, census, self._partials, self._adopter.verify_now)
+        self._copier = Copier(layout, disk, index, census, self._partials)
+        self.blobs = StoreBlobs(
+            layout, disk, index, hasher, census, self._partials, self._copier, self._adopter.verify_now
+        )
         self._placer = Placer(layout, disk, index, hasher, census, self.blobs, self._adopter, self._bus)
         self._ingest = Ingest(layout, disk, index, hasher, census, self.blobs, self._placer, self.config)
         self._cleaner = Cleaner(layout, disk, index, census, self.blobs, self._adopter, self.config)
@@ -179,6 +185,8 @@ class Store:
             verified_bytes_total=self._adopter.verified_bytes,
             read_bytes_total=self.blobs.read_bytes,
             written_bytes_total=self.blobs.written_bytes,
+            copied_bytes_total=self._copier.counters.copied_bytes,
+            reflinked_bytes_total=self._copier.counters.reflinked_bytes,
             refused_chunks_total=self.blobs.refused_chunks,
             scans_total=self._adopter.scans,
         )

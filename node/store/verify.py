@@ -14,9 +14,12 @@ from types import TracebackType
 from typing import Self
 
 from node.ports import StoreError
+from node.store.files import read_at
+from protocols.errors import RemoteProtocolError
 from protocols.ids import Digest
 from protocols.recipe.hasher import ChunkHasher, WholeHasher
 from protocols.recipe.recipe import Recipe
+from protocols.recipe.rules import target_of_rule
 
 BUFFER_SIZE_BYTES = 1024 * 1024
 BUFFER_COUNT = 8
@@ -91,6 +94,30 @@ def _hash_descriptor(
     if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
         raise FileChanged(f"{name} was written to while it was being read: try again when it is complete")
     return digest, chunks.finish(digest)
+
+
+def follows_its_rule(path: Path, recipe: Recipe) -> bool:
+    """Whether a blob whose bytes are right is cut as the recipe's rule says, as far as its header tells. Blocking.
+
+    Where the bytes decide the cut (`fastcdc-1`) or the rule is not known here, the recipe is left as it came: finding
+    out means reading the whole blob again, every chunk of it was checked all the same, and a cut of somebody's own
+    costs no more than that other blobs share fewer chunks with this one.
+    """
+    try:
+        target = target_of_rule(recipe.rule, recipe.size_bytes)
+    except RemoteProtocolError:
+        return True
+    if recipe.rule.startswith("fastcdc"):
+        return True
+    chunks = ChunkHasher(recipe.size_bytes, target)
+    with path.open("rb", buffering=0) as file:
+        position = 0
+        while not chunks.understood:
+            data = read_at(file.fileno(), BUFFER_SIZE_BYTES, position)
+            chunks.update(data)
+            position += len(data)
+    rule, sizes_bytes = chunks.planned()
+    return rule != recipe.rule or sizes_bytes == recipe.sizes_bytes
 
 
 class _WholeHasherThread:

@@ -93,6 +93,20 @@ class ChunkHasher:
             self._look()
         self._cutter.update(view)
 
+    @property
+    def understood(self) -> bool:
+        """Whether enough of the blob's beginning has come to know its rule."""
+        return self._cutter is not None
+
+    def planned(self) -> tuple[str, tuple[int, ...] | None]:
+        """The rule, and the sizes of all chunks where the header alone tells them: None where the bytes decide.
+
+        LocalProtocolError before the beginning is `understood`.
+        """
+        if self._cutter is None:
+            raise LocalProtocolError("a blob whose beginning was not understood has no plan")
+        return self._rule, self._cutter.planned()
+
     def finish(self, digest: Digest) -> Recipe:
         """The recipe of the blob under its digest; LocalProtocolError when bytes are missing."""
         if self._position != self._size_bytes:
@@ -148,6 +162,8 @@ class _HeaderContinues(Exception):
 class _Cutter(Protocol):
     def update(self, view: memoryview) -> None: ...
 
+    def planned(self) -> tuple[int, ...] | None: ...
+
     def finish(self) -> tuple[tuple[int, ...], bytes]: ...
 
 
@@ -174,6 +190,9 @@ class _FixedCutter:
                 self._index += 1
                 if self._index < len(self._sizes_bytes):
                     self._left_bytes = self._sizes_bytes[self._index]
+
+    def planned(self) -> tuple[int, ...]:
+        return self._sizes_bytes
 
     def finish(self) -> tuple[tuple[int, ...], bytes]:
         return self._sizes_bytes, bytes(self._hashes)
@@ -212,6 +231,9 @@ class _ContentCutter:
             view = view[len(part) :]
             while self._end - self._start >= self._look_at_bytes:
                 self._cut(final=False)
+
+    def planned(self) -> None:
+        return None
 
     def finish(self) -> tuple[tuple[int, ...], bytes]:
         while self._start < self._end:

@@ -206,6 +206,56 @@ async def test_an_empty_blob_is_whole_at_once(open_blobs: OpenBlobs) -> None:
         assert (await blobs.recipe(recipe.digest)).size_bytes == 0
 
 
+async def test_chunks_that_other_blobs_have_are_copied_and_counted_apart(open_blobs: OpenBlobs) -> None:
+    old = some_bytes(5 * CHUNK)
+    new = old[: 2 * CHUNK] + some_bytes(CHUNK, seed=2) + old[3 * CHUNK :]
+    moved = some_bytes(CHUNK, seed=3) + old[: 2 * CHUNK]
+    async with open_blobs() as blobs:
+        first = await blobs.receive(cut(old, CHUNK))
+        assert first.copied_bytes == 0
+        await write_chunks(first, old, [0, 1, 2, 3, 4])
+        await first.finish()
+        await first.close()
+
+        told: list[int] = []
+        second = await blobs.receive(cut(new, CHUNK), told.append)
+        assert list(second.held()) == [0, 1, 3, 4]
+        assert second.copied_bytes == 4 * CHUNK
+        assert told == [CHUNK, 2 * CHUNK, 3 * CHUNK, 4 * CHUNK]
+        joined = await blobs.receive(cut(new, CHUNK))
+        assert joined.copied_bytes == 0
+        assert joined.held() is second.held()
+        await joined.close()
+        await write_chunks(second, new, [2])
+
+        # What stands elsewhere in a blob is found there, and what a partial blob holds counts too.
+        third = await blobs.receive(cut(moved, CHUNK))
+        assert list(third.held()) == [1, 2]
+        await third.close()
+        await second.finish()
+        await second.close()
+        served = [await read_chunk(blobs, digest_of(new), index) for index in range(5)]
+        assert b"".join(served) == new
+
+    async with open_blobs() as blobs:
+        again = await blobs.receive(cut(moved, CHUNK))
+        assert list(again.held()) == [1, 2]
+        assert again.copied_bytes == 0, "what was copied before is resumed now"
+        await again.close()
+
+
+async def test_what_a_partial_blob_holds_is_copied_too(open_blobs: OpenBlobs) -> None:
+    one = some_bytes(4 * CHUNK)
+    two = some_bytes(CHUNK, seed=2) + one[CHUNK:]
+    async with open_blobs() as blobs:
+        open_one = await blobs.receive(cut(one, CHUNK))
+        await write_chunks(open_one, one, [0, 3])
+        second = await blobs.receive(cut(two, CHUNK))
+        assert list(second.held()) == [3]
+        await open_one.close()
+        await second.close()
+
+
 async def test_a_chunk_behind_the_end_is_refused(open_blobs: OpenBlobs) -> None:
     data = some_bytes(CHUNK)
     async with open_blobs() as blobs:

@@ -147,6 +147,14 @@ async def test_pull_prints_plain_lines_where_nobody_looks_and_documents_with_jso
         assert told[-1]["report"]["verified"] is True
 
 
+async def test_pull_says_what_other_models_here_had(tmp_path: Path) -> None:
+    async with running(tmp_path) as node:
+        node.copied_bytes = 2_500_000
+        lines = (await herd(tmp_path, "pull", "llama3.2")).out.splitlines()
+        assert lines[-2].startswith("500 KB fetched in ")
+        assert lines[-2].endswith(", 0 B resumed, 0 B were here, 2.5 MB copied from other models here")
+
+
 async def test_ctrl_c_cancels_the_pull_and_says_how_to_resume(tmp_path: Path) -> None:
     async with running(tmp_path) as node:
         node.step_s = 0.3

@@ -198,6 +198,25 @@ async def test_cancel_and_resume_fetches_only_what_is_missing(autojump_clock: tr
         assert asker.blobs.whole(digest) == data
 
 
+async def test_what_another_blob_here_has_does_not_travel(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_swarm() as swarm:
+        seed, asker = await swarm.add("seed"), await swarm.add("asker")
+        base = some_bytes(40 * CHUNK)
+        tuned = some_bytes(4 * CHUNK, seed=2) + base[4 * CHUNK :]
+        asker.blobs.add(base)
+        digest = seed.blobs.add(tuned)
+        progress: list[FetchProgress] = []
+
+        report = await asker.fetch(digest, len(tuned), [seed], on_progress=progress.append)
+
+        assert asker.blobs.whole(digest) == tuned
+        assert (report.copied_bytes, report.fetched_bytes, report.resumed_bytes) == (36 * CHUNK, 4 * CHUNK, 0)
+        assert seed.exchange.statistics().served_bytes == 4 * CHUNK
+        assert asker.exchange.statistics().stored_bytes == 4 * CHUNK
+        assert progress[-1].copied_bytes == 36 * CHUNK
+        assert progress[-1].held_bytes == len(tuned)
+
+
 async def test_a_crash_loses_at_most_what_was_not_durable(autojump_clock: trio.testing.MockClock) -> None:
     async with open_swarm() as swarm:
         seed = await swarm.add("seed", MemoryBlobs(chunk_size_bytes=CHUNK, read_delay_s=0.1))

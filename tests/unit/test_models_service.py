@@ -367,6 +367,34 @@ async def test_a_pull_asked_for_again_while_the_cancelled_one_winds_down_resumes
         assert second.models.transfers() == []
 
 
+async def test_a_fine_tune_fetches_what_its_base_lacks_and_counts_the_rest_apart(autojump_clock: MockClock) -> None:
+    tuned = WEIGHTS[: 36 * CHUNK] + random.Random(6).randbytes(4 * CHUNK)
+    async with open_mesh() as mesh:
+        first, second = await mesh.host(), await mesh.host()
+        await first.hold("tuned", tuned, CONFIG)
+        await second.hold("base", WEIGHTS, CONFIG)
+        await trio.sleep(5)
+        steps: list[Progress] = []
+        report = await second.models.pull("tuned", steps.append)
+        assert second.blobs.whole(digest_of(tuned)) == tuned
+        assert (report.fetched_bytes, report.copied_bytes) == (4 * CHUNK, 36 * CHUNK)
+        assert (report.resumed_bytes, report.local_bytes) == (0, len(CONFIG))
+        assert report.sources == {first.id: 4 * CHUNK}
+        assert (steps[-1].phase, steps[-1].copied_bytes) == ("done", 36 * CHUNK)
+
+
+async def test_checking_the_whole_is_a_phase_of_its_own_where_it_takes_time(autojump_clock: MockClock) -> None:
+    async with open_mesh() as mesh:
+        first, second = await mesh.host(), await mesh.host(write_delay_s=1)
+        await first.hold("llama", WEIGHTS)
+        await trio.sleep(5)
+        steps: list[Progress] = []
+        await second.models.pull("llama", steps.append)
+        phases = list(dict.fromkeys(step.phase for step in steps))
+        assert phases == ["resolving", "fetching", "verifying", "writing", "done"]
+        assert {step.held_bytes for step in steps if step.phase == "verifying"} == {len(WEIGHTS)}
+
+
 async def test_what_is_here_whole_is_announced_whole_while_it_is_pulled_again(autojump_clock: MockClock) -> None:
     async with open_mesh() as mesh:
         first, second = await mesh.host(), await mesh.host()

@@ -60,7 +60,8 @@ class Attempt:
         recipe = chosen.recipe
         self.chosen = chosen
         self.partial = partial
-        self.resumed_bytes = sum(recipe.sizes_bytes[index] for index in partial.held())
+        self.copied_bytes = partial.copied_bytes
+        self.resumed_bytes = sum(recipe.sizes_bytes[index] for index in partial.held()) - self.copied_bytes
         self.fetched_bytes = 0
         self.sources: dict[PeerId, int] = {}
         self._sizes_bytes = recipe.sizes_bytes
@@ -79,7 +80,7 @@ class Attempt:
     @property
     def held_bytes(self) -> int:
         """What is stored now."""
-        return self.resumed_bytes + self.fetched_bytes
+        return self.resumed_bytes + self.copied_bytes + self.fetched_bytes
 
     def complete(self) -> bool:
         """Whether every chunk is stored."""

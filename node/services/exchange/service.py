@@ -13,7 +13,8 @@ from node.events import EventBus
 from node.ports import Blobs, ChunkCarrier, Transport
 from node.services.exchange.asking import AskingSide
 from node.services.exchange.giving import GivingSide
-from node.services.exchange.transfer import FetchProgress, FetchReport, Rooms, Transfer
+from node.services.exchange.reports import FetchProgress, FetchReport
+from node.services.exchange.transfer import Rooms, Transfer
 from protocols.errors import LocalProtocolError
 from protocols.exchange.acquaintances import Acquaintances, alike
 from protocols.exchange.config import ExchangeConfig

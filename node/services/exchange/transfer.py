@@ -16,6 +16,7 @@ from node.services.exchange.asking import AskingSide
 from node.services.exchange.attempt import Attempt
 from node.services.exchange.giving import GivingSide
 from node.services.exchange.recipes import ChosenRecipe, Recipes
+from node.services.exchange.reports import FetchProgress, FetchReport
 from node.services.exchange.sources import Holders, Sources
 from protocols.errors import RemoteProtocolError
 from protocols.exchange.acquaintances import Acquaintances
@@ -28,35 +29,10 @@ log = logging.getLogger("herd.exchange")
 
 CLOSE_TIMEOUT_S = 60.0
 """How long making durable what is held may take when a transfer is cancelled."""
+VERIFYING_INTERVAL_S = 0.25
+"""How often it is told how far the check of the whole is."""
 SWITCH_AFTER_S = 5.0
 """How long a transfer waits for holders of its own recipe when there are holders of another."""
-
-
-@attrs.frozen
-class FetchProgress:
-    """How far a blob is. Bytes count when checked and stored; `resumed_bytes` of them were here before."""
-
-    held_bytes: int
-    size_bytes: int
-    sources: dict[PeerId, int]
-    resumed_bytes: int
-
-
-@attrs.frozen
-class FetchReport:
-    """A verified blob: `fetched_bytes` is the sum of `sources`, and with `resumed_bytes` the size of the blob.
-
-    Beside them travelled `duplicate_bytes` (good or unneeded copies of what was stored from another) and
-    `refused_bytes` (wrong chunks, `refused_chunks` of them, and all that came under a recipe that was a lie).
-    """
-
-    fetched_bytes: int
-    resumed_bytes: int
-    sources: dict[PeerId, int]
-    refused_chunks: int
-    duplicate_bytes: int
-    seconds: float
-    refused_bytes: int = 0
 
 
 @attrs.define
@@ -106,6 +82,7 @@ class Transfer:
         self._attempt: Attempt | None = None
         self._attempt_scope = trio.CancelScope()
         self._disk_works = False
+        self._verifying = False
         self._started_s = trio.current_time()
         self._progress_at_s = self._started_s
         self._usable_at_s = self._started_s
@@ -134,6 +111,7 @@ class Transfer:
             with self.scope:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._watch)
+                    nursery.start_soon(self._tell_verifying)
                     self.report = await self._receive()
                     self.leaving = True
                     nursery.cancel_scope.cancel()
@@ -225,6 +203,13 @@ class Transfer:
             with trio.move_on_after(self._config.sources_interval_s):
                 await self._sources_changed.wait()
 
+    async def _tell_verifying(self) -> None:
+        # After chunks in random order, most of a large blob may be left to hash.
+        while True:
+            await trio.sleep(VERIFYING_INTERVAL_S)
+            if self._verifying:
+                self._tell()
+
     def _judge(self, now: float) -> None:
         """Whether there is any sense in going on."""
         attempt = self._attempt
@@ -268,7 +253,7 @@ class Transfer:
         while True:
             chosen = chosen or await self._recipes.choose()
             with self._disk_at_work():
-                partial = await self._rooms.blobs.receive(chosen.recipe)
+                partial = await self._rooms.blobs.receive(chosen.recipe, self._copied)
             if partial.recipe != chosen.recipe:
                 # The store had begun, or has finished, under another one.
                 chosen = ChosenRecipe(partial.recipe, partial.recipe.id(), None)
@@ -301,11 +286,14 @@ class Transfer:
         if not attempt.complete():
             return None
         try:
+            self._verifying = True
             with self._disk_at_work():
                 await attempt.partial.finish()
         except RemoteProtocolError as error:
             self._recipe_lied(chosen, attempt, error)
             return None
+        finally:
+            self._verifying = False
         return self._report(attempt)
 
     @contextmanager
@@ -358,14 +346,30 @@ class Transfer:
             duplicate_bytes=self._duplicate_bytes,
             seconds=trio.current_time() - self._started_s,
             refused_bytes=self._refused_bytes,
+            copied_bytes=attempt.copied_bytes,
         )
 
     def _tell(self) -> None:
         attempt = self._attempt
         if attempt is not None:
-            self.progress = FetchProgress(
-                attempt.held_bytes, self.size_bytes, dict(attempt.sources), attempt.resumed_bytes
+            self._show(
+                FetchProgress(
+                    held_bytes=attempt.held_bytes,
+                    size_bytes=self.size_bytes,
+                    sources=dict(attempt.sources),
+                    resumed_bytes=attempt.resumed_bytes,
+                    copied_bytes=attempt.copied_bytes,
+                    verifying=self._verifying,
+                    verified_bytes=attempt.partial.hashed_bytes() if self._verifying else 0,
+                )
             )
+
+    def _copied(self, copied_bytes: int) -> None:
+        """The store copies from other blobs before the first chunk is asked for."""
+        self._show(FetchProgress(copied_bytes, self.size_bytes, {}, 0, copied_bytes))
+
+    def _show(self, progress: FetchProgress) -> None:
+        self.progress = progress
         self.progressed.set()
         self.progressed = trio.Event()
 

@@ -12,8 +12,8 @@ from node.errors import HerdError
 from node.events import EventBus, TransferEnded, TransferProgressed
 from node.facade import OnProgress
 from node.ports import Blobs, Models
+from node.services.exchange.reports import FetchProgress, FetchReport
 from node.services.exchange.service import ExchangeService
-from node.services.exchange.transfer import FetchProgress, FetchReport
 from node.views import Progress, PullReport, TransferView
 from protocols.catalog.records import BlobEntry, VersionRecord
 from protocols.ids import Digest, PeerId, RecipeId
@@ -31,7 +31,11 @@ PROGRESS_INTERVAL_S = 0.1
 class _BlobState:
     held_bytes: int = 0
     resumed_bytes: int = 0
+    copied_bytes: int = 0
     sources: dict[PeerId, int] = attrs.field(factory=dict)
+    verified_bytes: int | None = None
+    """How far the check of the whole is, once nothing else is left to do."""
+    done: bool = False
 
 
 class Pull:
@@ -91,18 +95,19 @@ class Pull:
             await self._models.place_model(self._name, self.version.manifest)
         self._tell("done", now=True)
         fetched = sum(report.fetched_bytes for report in self._reports)
-        resumed = self.view().resumed_bytes
+        view = self.view()
         return PullReport(
             operation_id=self._id,
             name=self._name.display(),
             digest=self.version.manifest_digest,
             size_bytes=self.version.size_bytes,
             fetched_bytes=fetched,
-            resumed_bytes=resumed,
-            local_bytes=self.version.size_bytes - fetched - resumed,
+            resumed_bytes=view.resumed_bytes,
+            local_bytes=self.version.size_bytes - fetched - view.resumed_bytes - view.copied_bytes,
             seconds=trio.current_time() - self._started_s,
-            sources=self.view().sources,
+            sources=view.sources,
             verified=True,
+            copied_bytes=view.copied_bytes,
         )
 
     async def _fetch_all(self) -> None:
@@ -133,8 +138,10 @@ class Pull:
             state = self._blobs[entry.digest]
             state.held_bytes = progress.held_bytes
             state.resumed_bytes = 0 if was_here else progress.resumed_bytes
+            state.copied_bytes = progress.copied_bytes
             state.sources = dict(progress.sources)
-            self._tell("fetching", digest=entry.digest)
+            state.verified_bytes = progress.verified_bytes if progress.verifying else None
+            self._tell(self._fetching_or_verifying(), digest=entry.digest)
 
         report = await self._exchange.fetch(
             entry.digest,
@@ -145,8 +152,15 @@ class Pull:
         )
         self._reports.append(report)
         resumed_bytes = 0 if was_here else report.resumed_bytes
-        self._blobs[entry.digest] = _BlobState(entry.size_bytes, resumed_bytes, dict(report.sources))
-        self._tell("fetching", digest=entry.digest)
+        self._blobs[entry.digest] = _BlobState(
+            entry.size_bytes, resumed_bytes, report.copied_bytes, dict(report.sources), entry.size_bytes, True
+        )
+        self._tell(self._fetching_or_verifying(), digest=entry.digest)
+
+    def _fetching_or_verifying(self) -> str:
+        """`verifying` when every blob is here and at least one is still checked."""
+        left = [state for state in self._blobs.values() if not state.done]
+        return "verifying" if left and all(state.verified_bytes is not None for state in left) else "fetching"
 
     def view(self) -> TransferView:
         """How far the pull is, now."""
@@ -160,6 +174,7 @@ class Pull:
             held_bytes=sum(state.held_bytes for state in self._blobs.values()),
             size_bytes=self.version.size_bytes,
             resumed_bytes=sum(state.resumed_bytes for state in self._blobs.values()),
+            copied_bytes=sum(state.copied_bytes for state in self._blobs.values()),
             sources=dict(sources),
             seconds=trio.current_time() - self._started_s,
         )
@@ -170,8 +185,19 @@ class Pull:
             return
         self._told_s = trio.current_time()
         view = self.view()
+        held_bytes = view.held_bytes
+        if phase == "verifying":
+            held_bytes = sum(state.verified_bytes or 0 for state in self._blobs.values())
         progress = Progress(
-            self._id, view.model, phase, view.held_bytes, view.size_bytes, view.resumed_bytes, view.sources, digest
+            operation_id=self._id,
+            model=view.model,
+            phase=phase,
+            held_bytes=held_bytes,
+            size_bytes=view.size_bytes,
+            resumed_bytes=view.resumed_bytes,
+            sources=view.sources,
+            digest=digest,
+            copied_bytes=view.copied_bytes,
         )
         self._bus.publish(
             TransferProgressed(self._id, view.model, digest, view.held_bytes, view.size_bytes, view.sources)
