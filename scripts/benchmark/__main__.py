@@ -3,6 +3,7 @@
 import argparse
 import json
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -91,6 +92,26 @@ async def measure_rows(bench: Bench, wanted: Collection[str]) -> list[RowResult]
     return sorted(results, key=lambda result: order.index(result.row))
 
 
+async def until_signal(bench: Bench, wanted: Collection[str]) -> tuple[list[RowResult], int]:
+    """The rows, and 0; or none, and the number of the signal that ended them, once all processes are ended in order."""
+    results: list[RowResult] = []
+    ended_by = 0
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+        async with trio.open_nursery() as nursery:
+
+            async def watch() -> None:
+                nonlocal ended_by
+                async for number in signals:
+                    ended_by = number
+                    bench.say("ending what runs; nothing is kept")
+                    nursery.cancel_scope.cancel()
+
+            nursery.start_soon(watch)
+            results = await measure_rows(bench, wanted)
+            nursery.cancel_scope.cancel()
+    return results, ended_by
+
+
 async def _measure_group(bench: Bench, measure: Measure, names: list[str]) -> list[RowResult]:
     try:
         return await measure(bench, names)
@@ -146,14 +167,13 @@ def main() -> int:
             # Before a quarter of an hour is spent on what could not be kept.
             read_history(options.results / HISTORY_NAME)
         machine = describe(ROOT, folder)
-        results = trio.run(measure_rows, bench, options.rows)
+        results, ended_by = trio.run(until_signal, bench, options.rows)
+        if ended_by:
+            return 128 + ended_by
         keep_results(options, machine, results)
     except HistoryUnreadable as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("bench: interrupted; nothing was kept", file=sys.stderr)
-        return 130
     finally:
         if options.keep:
             print(f"bench: kept {folder}", file=sys.stderr)
