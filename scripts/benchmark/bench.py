@@ -44,7 +44,7 @@ FULL = Sizes(
     swarm=128 * MIB,
     swarm_receivers=8,
     sources=10,
-    sources_model=128 * MIB,
+    sources_model=96 * MIB,
     sources_link_mbit_per_s=500,
     verify=10_000_000_000,
     dedup=512 * MIB,
@@ -79,10 +79,11 @@ class Bench:
         print(f"bench: {text}", file=sys.stderr, flush=True)
 
     def rounds(self, share: float) -> Iterator[int]:
-        """The numbers of a row's rounds. When its share of the time is over, a row ends with no fewer than three."""
-        ends = time.monotonic() + share * self.time_s
+        """The numbers of a row's rounds. A round that would not end within its share is left out, but for three."""
+        began = time.monotonic()
         for number in range(self.rounds_wanted):
-            if number >= ROUNDS_MIN and time.monotonic() > ends:
+            needed_s = (time.monotonic() - began) * (number + 1) / max(1, number)
+            if number >= ROUNDS_MIN and needed_s > share * self.time_s:
                 self.say(f"the time of this row is over after {number} of {self.rounds_wanted} rounds")
                 return
             yield number

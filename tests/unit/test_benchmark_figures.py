@@ -115,3 +115,9 @@ def test_a_row_whose_time_is_over_ends_with_three_rounds(
         now += 100
     assert ran == [0, 1, 2]
     assert list(bench.rounds(0.5)) == [0, 1, 2, 3, 4]
+    ran = []
+    for number in bench.rounds(0.5):
+        ran.append(number)
+        now += 12
+    # Four rounds took 48 s; the fifth would end after the row's 50 s.
+    assert ran == [0, 1, 2, 3]

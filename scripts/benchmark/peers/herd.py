@@ -103,17 +103,16 @@ async def node(
     home: Path,
     *,
     first: Node | None = None,
+    mesh_key: str | None = None,
     settings: Mapping[str, str] | None = None,
     inside: Sequence[str] = (),
 ) -> AsyncIterator[Node]:
-    """One node; with `first`, in that one's mesh. Inside a namespace it listens to its neighbours there."""
-    known = await trio.Path(home).exists()
+    """One node; with `first`, in that one's mesh, whose key a new home needs. In a namespace it serves all links."""
     async with AsyncExitStack() as stack:
         started = herd_process(
             home,
             bootstrap=[] if first is None else [first.process.multiaddr],
-            # A home that was here before keeps the key.
-            mesh_key=None if first is None or known else await mesh_key_of(first.process),
+            mesh_key=mesh_key,
             options=["--host", "0.0.0.0"] if inside else [],
             settings=settings,
             inside=inside,
@@ -138,10 +137,12 @@ async def mesh(
     await trio.Path(folder).mkdir(parents=True, exist_ok=True)
     async with AsyncExitStack() as stack:
         nodes: list[Node] = []
+        mesh_key = None
         for name, inside in zip(names, places, strict=True):
             first = nodes[0] if nodes else None
-            joining = node(folder / name, first=first, settings=settings, inside=inside)
+            joining = node(folder / name, first=first, mesh_key=mesh_key, settings=settings, inside=inside)
             nodes.append(await stack.enter_async_context(joining))
+            mesh_key = mesh_key or await mesh_key_of(nodes[0].process)
         for one in nodes:
             await one.wait_members(len(nodes))
         yield nodes

@@ -13,7 +13,7 @@ from scripts.benchmark.peers.pair import herd_pair
 from scripts.make_gguf import write_sparse_gguf
 from scripts.process_cost import cost_of
 
-TIME_SHARE = 0.15
+TIME_SHARE = 0.08
 RESIDENT_MIB_MAX = 300.0
 GROWTH_MAX = 1.15
 """`The same` for both sizes, but for what two runs of one size differ."""

@@ -19,7 +19,7 @@ NOTES = {
     "pair-nginx": "plaintext; curl to disk, then sha256sum of the file; herd's seconds include its fsync, curl's none",
     "pair-rsync": "plaintext, rsync -a from a daemon, with rsync's own checksum; herd's seconds include its fsync",
 }
-TIME_SHARE = 0.33
+TIME_SHARE = 0.25
 
 Transfers = dict[str, list[Transfer]]
 

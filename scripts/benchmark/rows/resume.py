@@ -10,8 +10,9 @@ import attrs
 from scripts.benchmark.bench import Bench, settle
 from scripts.benchmark.figures import MIB, Figure, RowResult, at_most, percent
 from scripts.benchmark.peers.herd import Node, node
+from scripts.herd_process import mesh_key_of
 
-TIME_SHARE = 0.07
+TIME_SHARE = 0.05
 MODEL = "resume:latest"
 KILL_AT_SHARE = 0.5
 
@@ -44,10 +45,11 @@ async def measure(bench: Bench, wanted: Collection[str]) -> list[RowResult]:
     resumed: list[Resumed] = []
     async with node(bench.folder / "resume" / "sender") as sender:
         await sender.add(file, MODEL)
+        mesh_key = await mesh_key_of(sender.process)
         for number in bench.rounds(TIME_SHARE):
             await settle()
             home = bench.folder / "resume" / f"receiver-{number}"
-            resumed.append(await _interrupted(sender, home))
+            resumed.append(await _interrupted(sender, mesh_key, home))
             again = resumed[-1]
             bench.say(
                 f"resume, round {number + 1}: {again.fetched_again_percent:.2f} % fetched again,"
@@ -66,10 +68,10 @@ async def measure(bench: Bench, wanted: Collection[str]) -> list[RowResult]:
     return [RowResult("resume", figures, len(resumed), samples=samples, note=note)]
 
 
-async def _interrupted(sender: Node, home: Path) -> Resumed:
+async def _interrupted(sender: Node, mesh_key: str, home: Path) -> Resumed:
     served_before = (await sender.counters())["herd_exchange_served_bytes_total"]
     async with AsyncExitStack() as stack:
-        receiver = await stack.enter_async_context(node(home, first=sender))
+        receiver = await stack.enter_async_context(node(home, first=sender, mesh_key=mesh_key))
         await receiver.wait_holders(MODEL, 1)
         killed = await receiver.asker.ask("pull_and_kill", name=MODEL, share=KILL_AT_SHARE, pid=receiver.pid)
         # An interrupted node leaves its half of the model for the next one, so only the process is gone here.

@@ -7,7 +7,7 @@ from scripts.benchmark.figures import MIB, Figure, RowResult, at_least, in_turn,
 from scripts.benchmark.links import wire
 from scripts.benchmark.peers.herd import Node, mesh
 
-TIME_SHARE = 0.15
+TIME_SHARE = 0.12
 GOAL_SHARE = 0.8
 """Of ten sources at least eight must count."""
 

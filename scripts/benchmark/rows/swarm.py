@@ -32,7 +32,7 @@ from scripts.benchmark.programs import CannotMeasure
 T = TypeVar("T")
 
 RATES_MBIT_PER_S = {"swarm-100": 100.0, "swarm-200": 200.0}
-TIME_SHARES = {"swarm-100": 0.26, "swarm-200": 0.15}
+TIME_SHARES = {"swarm-100": 0.29, "swarm-200": 0.15}
 PIECE_SIZE_BYTES = MIB
 LIBTORRENT_PORT = 6881
 MODEL = "swarm:latest"
