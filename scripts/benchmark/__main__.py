@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +32,7 @@ HISTORY_NAME, PLOT_NAME = "history.json", "bench.svg"
 TABLE_WIDTH = 120
 """In a file or a pipe, which has no width of its own."""
 
+# What a row can break on without a mistake of ours: then the line says all.
 ROW_FAILURES = (AgentFailed, ProgramFailed, HerdProcessFailed, OSError)
 
 
@@ -117,11 +119,13 @@ async def _measure_group(bench: Bench, measure: Measure, names: list[str]) -> li
         return await measure(bench, names)
     except* CannotMeasure as group:
         why, failed = _first(group), False
-    except* ROW_FAILURES as group:
+    except* Exception as group:  # boundary: a row that breaks must not cost what the others measured
         why, failed = _first(group), True
+        if not isinstance(why, ROW_FAILURES):
+            traceback.print_exception(group)
     bench.say(f"{', '.join(names)}: {why}")
-    # The other rows still say something.
-    return [RowResult(name, why_not=str(why).splitlines()[0], failed=failed) for name in names]
+    line = (str(why) or type(why).__name__).splitlines()[0]
+    return [RowResult(name, why_not=line, failed=failed) for name in names]
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

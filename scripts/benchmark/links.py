@@ -27,7 +27,7 @@ class Host:
     @property
     def inside(self) -> list[str]:
         """The command that runs others in this namespace."""
-        return ["ip", "netns", "exec", self.name]
+        return [program("ip", "iproute2"), "netns", "exec", self.name]
 
 
 @attrs.define
@@ -62,20 +62,10 @@ class Wire:
     def cap(self, host: Host, mbit_per_s: float) -> None:
         """Limit what a host sends and what it receives. CannotMeasure when the kernel has no tbf."""
         number = self.hosts.index(host) + 1
+        shape = ["tbf", "rate", f"{mbit_per_s:g}mbit", "burst", BURST, "latency", LATENCY]
         for namespace, device in ((host.name, "eth0"), (self.bridge, f"port{number}")):
-            rate = ["rate", f"{mbit_per_s:g}mbit", "burst", BURST, "latency", LATENCY]
-            command = [
-                program("tc", "iproute2"),
-                "-n",
-                namespace,
-                "qdisc",
-                "replace",
-                "dev",
-                device,
-                "root",
-                "tbf",
-                *rate,
-            ]
+            where = ["-n", namespace, "qdisc", "replace", "dev", device, "root"]
+            command = [program("tc", "iproute2"), *where, *shape]
             result = subprocess.run(command, capture_output=True, text=True, check=False)
             if result.returncode != 0:
                 raise CannotMeasure(f"cannot cap a link with tbf (needs the kernel's sch_tbf): {result.stderr.strip()}")
@@ -84,7 +74,7 @@ class Wire:
 @contextmanager
 def wire() -> Iterator[Wire]:
     """A wire without hosts; it and its hosts are gone after the block. CannotMeasure when that is not allowed."""
-    program("ip", "iproute2")
+    # Asked for before anything is made, so that a machine without it is told at once.
     program("tc", "iproute2")
     made = Wire(f"herdbench{os.getpid()}")
     try:
@@ -97,10 +87,10 @@ def wire() -> Iterator[Wire]:
         _ip("-n", made.bridge, "link", "set", "bridge", "up")
         yield made
     finally:
-        listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=False).stdout
-        for name in re.findall(rf"^{made.prefix}\w+", listed, re.MULTILINE):
-            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+        for name in re.findall(rf"^{made.prefix}\w+", _ip("netns", "list"), re.MULTILINE):
+            _ip("netns", "del", name)
 
 
-def _ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
+def _ip(*arguments: str) -> str:
+    command = [program("ip", "iproute2"), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout

@@ -54,3 +54,15 @@ def test_herd_and_rsync_move_the_same_file_in_turn() -> None:
     assert rows["pair-rsync"]["rounds"] == 2
     assert len(rows["pair-rsync"]["samples"]["herd_s"]) == len(rows["pair-rsync"]["samples"]["rsync_s"]) == 2
     assert figure(rows["pair-rsync"], "herd against rsync") > 0
+
+
+@pytest.mark.interop
+def test_a_swarm_over_capped_links_is_judged_by_its_last_and_its_median() -> None:
+    row = bench("--only", "swarm-200")["swarm-200"]
+    if row["why_not"]:
+        pytest.skip(row["why_not"])
+    for measured in ("last, of T*", "median, of S/B"):
+        # No swarm beats what its links can carry.
+        assert 0 < figure(row, f"herd, {measured}") < 100
+    assert figure(row, "herd, came twice") >= 0
+    assert len(row["samples"]["herd_last_s"]) == 1

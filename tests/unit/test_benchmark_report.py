@@ -4,16 +4,21 @@ import json
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 from rich.console import Console
 
-from scripts.benchmark.__main__ import parse_options
+from scripts.benchmark import __main__ as command_line
+from scripts.benchmark.__main__ import measure_rows, parse_options
+from scripts.benchmark.agents import AgentFailed
+from scripts.benchmark.bench import QUICK, Bench
 from scripts.benchmark.figures import Figure, RowResult, at_least, at_most
 from scripts.benchmark.history import HistoryUnreadable, Run, add_run, latest_rows, read_history, run_document
 from scripts.benchmark.machine import commit, describe, memory_available_bytes
 from scripts.benchmark.plot import draw, goal_bars, speed_lines
+from scripts.benchmark.programs import CannotMeasure
 from scripts.benchmark.report import print_report, shown, verdict
-from scripts.benchmark.rows.registry import ROWS
+from scripts.benchmark.rows.registry import ROWS, Measure
 
 PAIR = RowResult(
     "pair-x",
@@ -123,3 +128,34 @@ def test_a_wrong_command_line_ends_with_2(wrong: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         parse_options(wrong)
     assert ended.value.code == 2
+
+
+async def test_a_row_that_breaks_or_cannot_be_measured_leaves_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def raising(error: Exception) -> Measure:
+        async def measure(bench: Bench, wanted: object) -> list[RowResult]:
+            raise error
+
+        return measure
+
+    async def fine(bench: Bench, wanted: object) -> list[RowResult]:
+        return [PAIR]
+
+    monkeypatch.setattr(command_line, "ROWS", [attrs.evolve(ROWS[0], name=name) for name in ("a", "b", "c", "pair-x")])
+    groups = [
+        (raising(CannotMeasure("needs root")), ["a"]),
+        (raising(AgentFailed("it ended\nwith a long log")), ["b"]),
+        (raising(KeyError("herd_bytes")), ["c"]),
+        (fine, ["pair-x"]),
+    ]
+    monkeypatch.setattr(command_line, "groups", lambda wanted: groups)
+    results = await measure_rows(Bench(tmp_path, QUICK, 1, 60), ["a", "b", "c", "pair-x"])
+    assert [(result.why_not, result.failed) for result in results] == [
+        ("needs root", False),
+        ("it ended", True),
+        ("'herd_bytes'", True),
+        ("", False),
+    ]
+    # Only what must be a mistake of ours is told with its traceback.
+    assert capsys.readouterr().err.count("Traceback") == 1

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 
 from scripts.benchmark.bench import Bench, settle, warm
-from scripts.benchmark.figures import Figure, Goal, RowResult, at_least, at_most, in_turn, times_faster
+from scripts.benchmark.figures import MIB, Figure, Goal, RowResult, at_least, at_most, in_turn, times_faster
 from scripts.benchmark.peers.pair import PAIRS, Pair, Transfer
 from scripts.benchmark.programs import CannotMeasure
 
@@ -80,13 +80,18 @@ def _cpu_row(transfers: Transfers, missing: Mapping[str, str], size_bytes: int) 
     if "libtorrent" in used:
         ratio = statistics.median(used["herd"]) / statistics.median(used["libtorrent"])
         figures.append(Figure("herd's CPU by libtorrent's", ratio, "x", at_most(1)))
-    ends = []
+    ends, samples = [], {}
     for name, series in used.items():
         figures.append(Figure(name, statistics.median(series), "CPU s/GB"))
-        sending = statistics.median(one.sender.cpu_s / gigabytes for one in transfers[name])
-        receiving = statistics.median(one.receiver.cpu_s / gigabytes for one in transfers[name])
+        samples[f"{name}_cpu_s_per_gb"] = series
+        for end in ("sender", "receiver"):
+            costs = [getattr(one, end) for one in transfers[name]]
+            samples[f"{name}_{end}_cpu_s_per_gb"] = [cost.cpu_s / gigabytes for cost in costs]
+            samples[f"{name}_{end}_peak_mib"] = [cost.resident_bytes_peak / MIB for cost in costs]
+        sending, receiving = (
+            statistics.median(samples[f"{name}_{end}_cpu_s_per_gb"]) for end in ("sender", "receiver")
+        )
         ends.append(f"{name} {sending:.2f} + {receiving:.2f}")
-    samples = {f"{name}_cpu_s_per_gb": values for name, values in used.items()}
     note = f"user and system time, sending + receiving: {', '.join(ends)}; nginx with curl and sha256sum"
     without = "".join(f"; {name}: {reason}" for name, reason in missing.items())
     return RowResult("cpu", tuple(figures), len(used["herd"]), samples=samples, note=note + without)
