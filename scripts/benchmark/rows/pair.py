@@ -84,14 +84,13 @@ def _cpu_row(transfers: Transfers, missing: Mapping[str, str], size_bytes: int) 
     for name, series in used.items():
         figures.append(Figure(name, statistics.median(series), "CPU s/GB"))
         samples[f"{name}_cpu_s_per_gb"] = series
+        medians = []
         for end in ("sender", "receiver"):
             costs = [getattr(one, end) for one in transfers[name]]
             samples[f"{name}_{end}_cpu_s_per_gb"] = [cost.cpu_s / gigabytes for cost in costs]
             samples[f"{name}_{end}_peak_mib"] = [cost.resident_bytes_peak / MIB for cost in costs]
-        sending, receiving = (
-            statistics.median(samples[f"{name}_{end}_cpu_s_per_gb"]) for end in ("sender", "receiver")
-        )
-        ends.append(f"{name} {sending:.2f} + {receiving:.2f}")
+            medians.append(statistics.median(samples[f"{name}_{end}_cpu_s_per_gb"]))
+        ends.append(f"{name} {medians[0]:.2f} + {medians[1]:.2f}")
     note = f"user and system time, sending + receiving: {', '.join(ends)}; nginx with curl and sha256sum"
     without = "".join(f"; {name}: {reason}" for name, reason in missing.items())
     return RowResult("cpu", tuple(figures), len(used["herd"]), samples=samples, note=note + without)
