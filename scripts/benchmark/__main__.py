@@ -57,7 +57,7 @@ def parse_options(arguments: Sequence[str]) -> Options | None:
     add("--list", action="store_true", help="print every row with its goal, and end")
     add("--only", metavar="ROW[,ROW]", action="append", default=[], help="measure these rows; may be repeated")
     add("--rounds", type=int, help="how many rounds a row takes its median of (default 5; 1 with --quick)")
-    add("--minutes", type=float, default=12, help="rows share this; a slow one ends with 3 rounds or more (default 12)")
+    add("--minutes", type=float, default=11, help="rows share this; a slow one ends with 3 rounds or more (default 11)")
     add("--quick", action="store_true", help="tiny sizes: shows that it works, and nothing about speed")
     add("--json", action="store_true", help="print one JSON document instead of the table")
     add("--strict", action="store_true", help="exit code 1 when a goal is missed or a row cannot be measured")

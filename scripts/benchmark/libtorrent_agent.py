@@ -71,16 +71,11 @@ class Session:
         self._wait(lambda status: status.state not in (status.checking_files, status.checking_resume_data), 60.0)
         return int(self._session.listen_port())
 
-    def connect(self, peers: Sequence[Sequence[Any]], at: float | None = None) -> None:
-        """Connect to peers, given as (address, port), at an instant."""
-        begin_at(at)
-        for address, port in peers:
-            self._torrent.connect_peer((address, port))
-
     def receive(self, peers: Sequence[Sequence[Any]], at: float | None = None) -> dict[str, float]:
         """Receive everything from these peers: seconds from `at`, else from connecting, and bytes that came twice."""
         began = begin_at(at)
-        self.connect(peers)
+        for address, port in peers:
+            self._torrent.connect_peer((address, port))
         self._wait(lambda status: status.is_seeding, RECEIVE_TIMEOUT_S)
         seconds = time.monotonic() - began
         status = self._torrent.status()
@@ -110,7 +105,6 @@ def main() -> None:
     commands: Mapping[str, Callable[..., Any]] = {
         "make": session.make,
         "add": session.add,
-        "connect": session.connect,
         "receive": session.receive,
         "forget": session.forget,
     }

@@ -66,7 +66,8 @@ def _row(small: Moved, large: Moved) -> RowResult:
     figures = []
     for end in ("sender", "receiver"):
         for moved in (small, large):
-            name = f"{end}, {moved.size_bytes / GIB:.2g} GiB"
+            part = "" if moved.held_bytes == moved.size_bytes else f"{moved.held_bytes / GIB:.2g} of "
+            name = f"{end}, {part}{moved.size_bytes / GIB:.2g} GiB"
             figures.append(Figure(name, moved.peaks_bytes[end] / MIB, "MiB", at_most(RESIDENT_MIB_MAX)))
         growth = large.peaks_bytes[end] / small.peaks_bytes[end]
         figures.append(Figure(f"{end}, large by small", growth, "x", at_most(GROWTH_MAX)))

@@ -12,7 +12,7 @@ from scripts.benchmark.figures import MIB, Figure, RowResult, at_most, percent
 from scripts.benchmark.peers.herd import Node, node
 from scripts.herd_process import mesh_key_of
 
-TIME_SHARE = 0.05
+TIME_SHARE = 0.04
 MODEL = "resume:latest"
 KILL_AT_SHARE = 0.5
 

@@ -32,7 +32,7 @@ from scripts.benchmark.programs import CannotMeasure
 T = TypeVar("T")
 
 RATES_MBIT_PER_S = {"swarm-100": 100.0, "swarm-200": 200.0}
-TIME_SHARES = {"swarm-100": 0.29, "swarm-200": 0.15}
+TIME_SHARES = {"swarm-100": 0.31, "swarm-200": 0.15}
 PIECE_SIZE_BYTES = MIB
 LIBTORRENT_PORT = 6881
 MODEL = "swarm:latest"
@@ -84,17 +84,20 @@ class LibtorrentSwarm:
     file: Path
 
     async def spread(self) -> Swarmed:
-        """Connect everybody to everybody at once; the receivers wait until they seed."""
+        """Connect everybody to everybody at once; the receivers wait until they seed.
+
+        Each pair connects from one end only: when both do at the same instant, both connections may be closed as
+        the second one, and libtorrent tries again after a minute.
+        """
         for number, session in enumerate(self.sessions):
             folder = self.torrent.with_name(f"received-{number}") if number else self.file.parent
             await session.ask("add", torrent=str(self.torrent), folder=str(folder), seed=number == 0)
         at = time.monotonic() + COMMON_START_S
         asks: list[Callable[[], Awaitable[Any]]] = []
-        for number, session in enumerate(self.sessions):
-            peers = [(one, LIBTORRENT_PORT) for other, one in enumerate(self.addresses) if other != number]
-            do = "receive" if number else "connect"
-            asks.append(partial(session.ask, do, peers=peers, at=at, timeout_s=1000))
-        answers = (await at_once(asks))[1:]
+        for number, session in enumerate(self.sessions[1:], 1):
+            peers = [(address, LIBTORRENT_PORT) for address in self.addresses[:number]]
+            asks.append(partial(session.ask, "receive", peers=peers, at=at, timeout_s=1000))
+        answers = await at_once(asks)
         wasted = sum(answer["wasted_bytes"] for answer in answers)
         size_bytes = self.file.stat().st_size * len(answers)
         return Swarmed([answer["seconds"] for answer in answers], percent(wasted, size_bytes))

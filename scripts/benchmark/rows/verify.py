@@ -19,7 +19,7 @@ from scripts.benchmark.machine import memory_available_bytes
 from scripts.benchmark.programs import CannotMeasure
 from scripts.make_gguf import write_sparse_gguf
 
-TIME_SHARE = 0.06
+TIME_SHARE = 0.05
 MODEL = ModelName.parse("verify")
 
 
