@@ -7,7 +7,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
@@ -69,16 +68,6 @@ class Asker:
         lines = (line.rsplit(" ", 1) for line in self.read("/metrics").splitlines() if not line.startswith("#"))
         return {name: float(value) for name, value in lines if "{" not in name}
 
-    def wire(self) -> dict[str, int]:
-        """Bytes that came in and went out over all links but loopback, headers included, since the links were made."""
-        received = sent = 0
-        for line in Path("/proc/net/dev").read_text().splitlines()[2:]:
-            link, _, numbers = line.partition(":")
-            if link.strip() != "lo":
-                received += int(numbers.split()[0])
-                sent += int(numbers.split()[8])
-        return {"received_bytes": received, "sent_bytes": sent}
-
     def _lines(
         self, connection: http.client.HTTPConnection, path: str, arguments: dict[str, str]
     ) -> Iterator[dict[str, Any]]:
@@ -99,7 +88,6 @@ def main() -> None:
         "operate": asker.operate,
         "pull_and_kill": asker.pull_and_kill,
         "counters": asker.counters,
-        "wire": asker.wire,
     }
     answer_requests(commands)
 

@@ -3,6 +3,7 @@
 Nothing of the machine's own network is touched, and there is no way out.
 """
 
+import json
 import os
 import re
 import subprocess
@@ -69,6 +70,11 @@ class Wire:
             result = subprocess.run(command, capture_output=True, text=True, check=False)
             if result.returncode != 0:
                 raise CannotMeasure(f"cannot cap a link with tbf (needs the kernel's sch_tbf): {result.stderr.strip()}")
+
+    def sent_bytes(self, host: Host) -> int:
+        """What a host has sent since it was plugged in, headers and everything sent again included."""
+        [link] = json.loads(_ip("-n", host.name, "-s", "-j", "link", "show", "dev", "eth0"))
+        return int(link["stats64"]["tx"]["bytes"])
 
 
 @contextmanager

@@ -81,16 +81,17 @@ def test_a_swarm_is_judged_by_its_last_and_its_median() -> None:
     rate = size_bytes / 10.0
     series = {
         "herd": [Swarmed([10.0, 12.0, 20.0], 0.5), Swarmed([10.0, 12.0, 26.0], 3.0), Swarmed([10.0, 11.0, 13.0], 0.0)],
-        "libtorrent": [Swarmed([40.0, 40.0, 52.0], 0.0)],
+        "libtorrent": [Swarmed([40.0, 40.0, 52.0], 0.0, seed_copies=2.0)],
     }
     figures, samples = swarm_figures(series, size_bytes, rate, 3)
     # T* is 10 s and one piece of ten more: 11 s.
-    last, median, twice, *others = figures
+    last, median, twice, seed, *others = figures
     assert last.value == pytest.approx(100 * 11 / 20)
     assert median.value == pytest.approx(100 * 10 / 12)
     assert twice.value == pytest.approx(0.5)
     assert [figure.reached for figure in (last, median, twice)] == [False, False, True]
-    assert all(figure.goal is None for figure in others)
+    assert all(figure.goal is None for figure in (seed, *others))
+    assert others[-1] == Figure("libtorrent, sent by the seed", 2.0, "copies")
     assert samples["herd_last_s"] == [20.0, 26.0, 13.0]
     assert samples["libtorrent_median_s"] == [40.0]
 

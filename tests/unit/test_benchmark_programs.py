@@ -71,15 +71,20 @@ async def test_a_peak_is_remembered_until_it_begins_anew() -> None:
 
 @pytest.mark.slow
 async def test_a_helper_answers_refuses_and_is_missed_when_it_ends(tmp_path: Path) -> None:
-    nobody = f"http://127.0.0.1:{free_port()}"
-    async with agent("asker", tmp_path / "log", nobody, name="asker") as asked:
-        assert set(await asked.ask("wire")) == {"received_bytes", "sent_bytes"}
-        with pytest.raises(AgentFailed, match="asker could not read: ConnectionRefusedError"):
-            await asked.ask("read", path="/metrics")
-        assert set(await asked.ask("wire")) == {"received_bytes", "sent_bytes"}
+    (tmp_path / "metrics").write_text('# HELP x y\nherd_x_total 3.0\nherd_y{peer="one"} 4.0\n')
+    port = free_port()
+    serve = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "--directory", str(tmp_path), str(port)]
+    async with (
+        daemon(serve, port, tmp_path / "serve.log"),
+        agent("asker", tmp_path / "log", f"http://127.0.0.1:{port}", name="asker") as asked,
+    ):
+        assert await asked.ask("counters") == {"herd_x_total": 3.0}
+        with pytest.raises(AgentFailed, match="asker could not read: OSError: GET /nothing is answered with 404"):
+            await asked.ask("read", path="/nothing")
+        assert (await asked.ask("read", path="/metrics")).startswith("# HELP")
     async with agent("asker", tmp_path / "gone.log", name="no address") as gone:
         with pytest.raises(AgentFailed, match=r"(?s)no address ended: .*IndexError"):
-            await gone.ask("wire")
+            await gone.ask("counters")
 
 
 def test_a_common_start_that_is_over_is_no_common_start() -> None:

@@ -42,10 +42,14 @@ COMMON_START_S = 1.0
 
 @attrs.frozen
 class Swarmed:
-    """One round of one swarm: every receiver's seconds from the common start, and the share that came for nothing."""
+    """One round of one swarm: every receiver's seconds from the common start, and the share that came for nothing.
+
+    `seed_copies` is what left the seed's link, headers included, as a multiple of the model.
+    """
 
     seconds: list[float]
     wasted_percent: float
+    seed_copies: float = 0.0
 
 
 @attrs.frozen
@@ -182,11 +186,15 @@ async def _measure_row(
     for number in bench.rounds(TIME_SHARES[row]):
         for name in in_turn(list(swarms), number):
             await settle()
+            sent_before = links.sent_bytes(links.hosts[0])
             swarmed = await swarms[name].spread()
+            seed_copies = (links.sent_bytes(links.hosts[0]) - sent_before) / size_bytes
+            swarmed = attrs.evolve(swarmed, seed_copies=seed_copies)
             series[name].append(swarmed)
             bench.say(
                 f"{row}, round {number + 1}: {name} last {max(swarmed.seconds):.2f} s,"
-                f" median {statistics.median(swarmed.seconds):.2f} s, {swarmed.wasted_percent:.2f} % came twice"
+                f" median {statistics.median(swarmed.seconds):.2f} s, {swarmed.wasted_percent:.2f} % came twice,"
+                f" the seed sent {seed_copies:.2f} copies"
             )
             await swarms[name].clear()
     receivers = len(links.hosts) - 1
@@ -218,5 +226,6 @@ def swarm_figures(
             Figure(f"{name}, last, of T*", last_share, "%", at_least(85) if ours else None),
             Figure(f"{name}, median, of S/B", median_share, "%", at_least(90) if ours else None),
             Figure(f"{name}, came twice", wasted, "%", at_most(1) if ours else None),
+            Figure(f"{name}, sent by the seed", statistics.median(one.seed_copies for one in swarmed), "copies"),
         ]
     return tuple(figures), samples
