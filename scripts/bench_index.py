@@ -6,7 +6,6 @@ The model is a GGUF header and holes, so it takes no disk; its recipe has as man
 import argparse
 import json
 import shutil
-import struct
 import sys
 import tempfile
 import time
@@ -24,13 +23,12 @@ from node.store.config import StoreConfig  # noqa: E402
 from node.store.store import Store, open_store  # noqa: E402
 from protocols.manifest import parse_manifest  # noqa: E402
 from protocols.names import ModelName  # noqa: E402
+from scripts.make_gguf import write_sparse_gguf  # noqa: E402
 
 SHARE_MAX = 0.001
 """Index and recipes must stay under this part of the stored bytes."""
 
 SCANS = 50
-TENSOR_SIZE_BYTES = 100_000_000
-F16 = 1
 
 
 @attrs.frozen
@@ -46,24 +44,6 @@ class Figures:
     models: int
     idle_scan_s: float
     idle_scan_cpu_s: float
-
-
-def write_sparse_gguf(path: Path, size_bytes: int) -> None:
-    """A llama of F16 tensors of 100 MB each, all zeros, nearly all of them holes."""
-
-    def text(value: str) -> bytes:
-        return struct.pack("<Q", len(value)) + value.encode()
-
-    count = max(1, size_bytes // TENSOR_SIZE_BYTES)
-    header = b"GGUF" + struct.pack("<IQQ", 3, count, 1)
-    header += text("general.architecture") + struct.pack("<I", 8) + text("llama")
-    for index in range(count):
-        header += text(f"blk.{index}.ffn_up.weight")
-        header += struct.pack("<IQIQ", 1, TENSOR_SIZE_BYTES // 2, F16, index * TENSOR_SIZE_BYTES)
-    header += bytes(-len(header) % 32)
-    with path.open("wb") as file:
-        file.write(header)
-        file.truncate(len(header) + count * TENSOR_SIZE_BYTES)
 
 
 def index_bytes(models: Path) -> int:

@@ -15,11 +15,25 @@ import sys
 import sysconfig
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-GROUPS = {"dev": ("dev", "demo"), "demo": ("demo",)}
-"""Which groups an installation covers: `dev` includes `demo`."""
+GROUPS = {"dev": ("dev", "demo"), "demo": ("demo",), "bench": ("bench", "demo")}
+"""Which groups an installation covers: `dev` and `bench` include `demo`."""
+
+PIP_INSTALLS = {"dev": ("", "dev"), "demo": ("", "demo"), "bench": ("[bench]", "demo")}
+"""What pip is asked for: the distribution with this extra, and this dependency group beside it."""
+
+BENCH_PROGRAMS = {"nginx": "nginx-light", "curl": "curl", "rsync": "rsync", "ip": "iproute2", "tc": "iproute2"}
+"""What scripts/bench measures against or makes its links with -> the Debian package that has it."""
+
+SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
+"""Where daemons are installed, which is not in everybody's PATH."""
+
+POLICY = Path("/usr/sbin/policy-rc.d")
+"""Debian asks this program whether a package may start its daemon; 101 forbids it."""
 
 PIP_WITH_GROUPS = (25, 1)
 """The first pip that knows `--group` (PEP 735)."""
@@ -178,17 +192,63 @@ def provide_packages(log: Log) -> None:
     if os.geteuid() != 0:
         raise SetupError(f"this machine lacks {lacking}: run `sudo {install}`, then run this again")
     say(f"this machine lacks {lacking}: installing {' '.join(names)} with apt-get")
+    if not apt_installs(log, names):
+        raise SetupError(f"apt-get could not install {' '.join(names)}: run `{install}` and see what it says")
+    still = missing_packages()
+    if still:
+        raise SetupError(f"apt-get ran, but {', '.join(still.values())} cannot be used yet: look into {log.path}")
+
+
+def apt_installs(log: Log, names: list[str]) -> bool:
+    """Whether apt-get could install these packages."""
     apt_get = ["apt-get", "-q", "-o", "DPkg::Lock::Timeout=300"]
     quietly = {"DEBIAN_FRONTEND": "noninteractive"}
     # A machine that was just made often has no package lists, or old ones: then the first try fails.
     command: list[str | Path] = [*apt_get, "install", "-y", "--no-install-recommends", *names]
-    if log.run(command, environment=quietly) != 0:
-        log.run([*apt_get, "update"], environment=quietly)
-        if log.run(command, environment=quietly) != 0:
-            raise SetupError(f"apt-get could not install {' '.join(names)}: run `{install}` and see what it says")
-    still = missing_packages()
-    if still:
-        raise SetupError(f"apt-get ran, but {', '.join(still.values())} cannot be used yet: look into {log.path}")
+    if log.run(command, environment=quietly) == 0:
+        return True
+    log.run([*apt_get, "update"], environment=quietly)
+    return log.run(command, environment=quietly) == 0
+
+
+def missing_programs() -> dict[str, str]:
+    """Program -> Debian package of what the benchmark could use and is not here."""
+    path = f"{os.environ.get('PATH', os.defpath)}:{SBIN}"
+    return {name: package for name, package in BENCH_PROGRAMS.items() if shutil.which(name, path=path) is None}
+
+
+def provide_programs(log: Log) -> None:
+    """Install the benchmark's programs when we may; else say what to install. Rows that need them wait till then."""
+    missing = missing_programs()
+    if not missing:
+        return
+    packages = sorted(set(missing.values()))
+    lacking, install = ", ".join(missing), f"apt-get install -y --no-install-recommends {' '.join(packages)}"
+    if not is_debian() or os.geteuid() != 0:
+        say(f"without {lacking} some rows cannot be measured: as root, `{install}` or its like")
+        return
+    say(f"installing {' '.join(packages)} with apt-get for the benchmark")
+    with daemons_not_started():
+        installed = apt_installs(log, packages)
+    if not installed or missing_programs():
+        say(f"some rows cannot be measured: run `{install}` and see what it says (log: {log.path})")
+
+
+@contextmanager
+def daemons_not_started() -> Iterator[None]:
+    """Packages installed in the block may not start their daemons: a benchmark opens nobody's port 80."""
+    try:
+        descriptor = os.open(POLICY, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o755)
+    except FileExistsError:
+        # The machine has a policy of its own, which stands.
+        yield
+        return
+    with open(descriptor, "w", encoding="ascii") as file:
+        file.write("#!/bin/sh\nexit 101\n")
+    try:
+        yield
+    finally:
+        POLICY.unlink(missing_ok=True)
 
 
 def make_venv(root: Path, log: Log) -> Path:
@@ -210,23 +270,30 @@ def make_venv(root: Path, log: Log) -> Path:
     return python
 
 
-def discard_unless_working(root: Path) -> None:
-    """Remove a `.venv` that was left half-made, or whose scripts point elsewhere because the checkout moved."""
+def discard_unless_working(root: Path) -> bool:
+    """Remove a `.venv` that was left half-made, or whose scripts point elsewhere because the checkout moved.
+
+    Whether there is one now that holds what was installed before.
+    """
     venv = root / ".venv"
     try:
         in_place = str(venv) in (venv / "bin" / "pip").read_text(errors="replace")
     except OSError:
         in_place = False
-    if venv.exists() and not (in_place and runs(venv / "bin" / "python", "import pip")):
+    working = in_place and runs(venv / "bin" / "python", "import pip")
+    if venv.exists() and not working:
         say(f"{venv} is incomplete or was made elsewhere: making it anew")
         shutil.rmtree(venv)
     venv.mkdir(exist_ok=True)
+    return working
 
 
 def install(root: Path, group: str) -> None:
     """Bring `.venv` to completeness. Raises SetupError, after showing the end of the log."""
+    kept = [other for other in GROUPS if is_complete(root, other)]
     marker_path(root).unlink(missing_ok=True)
-    discard_unless_working(root)
+    if not discard_unless_working(root):
+        kept = []
     with (root / ".venv" / "setup.log").open("w", encoding="utf-8") as file:
         log = Log(file)
         try:
@@ -234,8 +301,9 @@ def install(root: Path, group: str) -> None:
             python = make_venv(root, log)
             say(f"installing herd and what it needs ({group}); the first time takes a minute or two")
             started = time.monotonic()
-            command: list[str | Path] = [python, "-I", "-m", "pip", "install", "--editable", root]
-            if log.run([*command, "--group", f"{root / 'pyproject.toml'}:{group}"]) != 0:
+            extra, pip_group = PIP_INSTALLS[group]
+            command: list[str | Path] = [python, "-I", "-m", "pip", "install", "--editable", f"{root}{extra}"]
+            if log.run([*command, "--group", f"{root / 'pyproject.toml'}:{pip_group}"]) != 0:
                 raise SetupError("pip failed: check the network and pip's settings, then run this again")
             if log.run([python, "-I", "-c", DROP_OLD_STUBS]) != 0:
                 raise SetupError("the environment cannot be changed: remove .venv, then run this again")
@@ -243,7 +311,8 @@ def install(root: Path, group: str) -> None:
             file.flush()
             log.show_tail()
             raise SetupError(f"{error} (whole log: {log.path})") from None
-    marker = {covered: fingerprint(root) for covered in GROUPS[group]}
+    # pip takes nothing away, so what was complete for these requirements still is.
+    marker = {covered: fingerprint(root) for covered in (*kept, *GROUPS[group])}
     temporary = marker_path(root).with_suffix(".new")
     temporary.write_text(json.dumps(marker))
     temporary.replace(marker_path(root))
@@ -256,7 +325,7 @@ def main() -> int:
     if group not in GROUPS:
         say(f"unknown group {group!r}: one of {', '.join(GROUPS)}")
         return 2
-    if is_complete(root, group):
+    if is_complete(root, group) and not (group == "bench" and missing_programs()):
         return 0
     directory = os.open(root, os.O_RDONLY)
     try:
@@ -268,6 +337,9 @@ def main() -> int:
             fcntl.flock(directory, fcntl.LOCK_EX)
         if not is_complete(root, group):
             install(root, group)
+        if group == "bench":
+            with (root / ".venv" / "setup-programs.log").open("w", encoding="utf-8") as file:
+                provide_programs(Log(file))
     except SetupError as error:
         say(str(error))
         return 1

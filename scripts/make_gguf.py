@@ -4,6 +4,8 @@ The same size and seed give the same bytes, so any two hosts can make the same m
 """
 
 import argparse
+import shutil
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +19,10 @@ DEFAULT_SIZE_BYTES = 200_000_000
 CONTEXT_LENGTH = 2048
 HEAD_SIZE = 32
 BLOCKS_AT_LEAST = 4
+SPARSE_TENSOR_SIZE_BYTES = 100_000_000
+MARK_INTERVAL_BYTES = 1024 * 1024
+MARK_SIZE_BYTES = 8
+F16 = 1
 
 _WORDS = ["the", "of", "and", "to", "is", "in", "it", "you", "that", "was", "for", "on", "are", "with", "as", "his"]
 
@@ -140,6 +146,54 @@ def write_llama_gguf(path: Path | str, size_bytes: int = DEFAULT_SIZE_BYTES, see
             writer.write_tensor_data(np.ones(dimensions, np.float32) if is_norm else _random_f16(generator, dimensions))
     finally:
         writer.close()
+
+
+def write_sparse_gguf(path: Path, size_bytes: int, *, marked: bool = False) -> None:
+    """A model of about `size_bytes` that takes no disk: F16 tensors of 100 MB, all zeros, nearly all of it holes.
+
+    `marked` puts a number of its own into every MiB, so that no two chunks of a MiB or more are the same; each
+    takes one disk block.
+    """
+
+    def text(value: str) -> bytes:
+        return struct.pack("<Q", len(value)) + value.encode()
+
+    tensor_size_bytes = min(SPARSE_TENSOR_SIZE_BYTES, size_bytes // 64 * 64)
+    count = max(1, size_bytes // tensor_size_bytes)
+    header = b"GGUF" + struct.pack("<IQQ", 3, count, 1)
+    header += text("general.architecture") + struct.pack("<I", 8) + text("llama")
+    for index in range(count):
+        header += text(f"blk.{index}.ffn_up.weight")
+        header += struct.pack("<IQIQ", 1, tensor_size_bytes // 2, F16, index * tensor_size_bytes)
+    header += bytes(-len(header) % 32)
+    with path.open("wb") as file:
+        file.write(header)
+        file.truncate(len(header) + count * tensor_size_bytes)
+        # The end of each tensor too: it may be a chunk shorter than the interval.
+        spots = [*range(0, count * tensor_size_bytes, MARK_INTERVAL_BYTES)]
+        spots += [index * tensor_size_bytes - MARK_SIZE_BYTES for index in range(1, count + 1)]
+        for number, spot in enumerate(spots if marked else ()):
+            file.seek(len(header) + spot)
+            file.write(number.to_bytes(MARK_SIZE_BYTES, "little"))
+
+
+def write_fine_tune(base: Path, path: Path, share: float, seed: int = 1) -> float:
+    """A copy of a model in which whole tensors, at most `share` of the bytes, have other weights; the share they are.
+
+    The tensors are taken from all over the model, large ones only. OSError when the file cannot be written.
+    """
+    shutil.copyfile(base, path)
+    total, left = base.stat().st_size, int(base.stat().st_size * share)
+    generator = np.random.default_rng(seed)
+    tensors = [tensor for tensor in gguf.GGUFReader(base).tensors if len(tensor.shape) > 1]
+    with path.open("r+b") as file:
+        for number in generator.permutation(len(tensors)):
+            tensor = tensors[number]
+            if tensor.n_bytes <= left:
+                left -= int(tensor.n_bytes)
+                file.seek(int(tensor.data_offset))
+                file.write(_random_f16(generator, (int(tensor.n_bytes) // 2,)).tobytes())
+    return share - left / total
 
 
 def main() -> None:

@@ -6,9 +6,10 @@ import gguf
 import numpy as np
 import pytest
 
+from node.store.verify import hash_file
 from protocols.ids import digest_of
 from protocols.manifest import model_from_gguf
-from scripts.make_gguf import SIZE_BYTES_MIN, write_llama_gguf
+from scripts.make_gguf import SIZE_BYTES_MIN, write_fine_tune, write_llama_gguf, write_sparse_gguf
 from tests.support_recipe import header_of
 
 
@@ -60,3 +61,32 @@ def test_the_same_seed_gives_the_same_file_and_another_seed_other_weights(tmp_pa
 def test_too_small_a_llama_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least 262144 bytes"):
         write_llama_gguf(tmp_path / "llama.gguf", 1000, 0)
+
+
+def test_a_sparse_model_takes_no_disk_and_marked_no_two_chunks_are_alike(tmp_path: Path) -> None:
+    path = tmp_path / "sparse.gguf"
+    write_sparse_gguf(path, 300_000_000)
+    assert path.stat().st_size == pytest.approx(300_000_000, rel=0.001)
+    assert path.stat().st_blocks * 512 < 1_000_000
+    write_sparse_gguf(path, 300_000_000, marked=True)
+    assert path.stat().st_blocks * 512 < 10_000_000
+    _, recipe = hash_file(path, 1024 * 1024)
+    chunks = [recipe.chunk_hash(index) for index in range(len(recipe))]
+    assert len(chunks) > 250
+    assert len(set(chunks)) == len(chunks)
+
+
+def test_a_fine_tune_has_other_weights_in_a_tenth_of_its_bytes(tmp_path: Path) -> None:
+    base, tuned = tmp_path / "base.gguf", tmp_path / "tuned.gguf"
+    write_llama_gguf(base, 20_000_000, seed=1)
+    share = write_fine_tune(base, tuned, 0.1)
+    assert 0.08 < share <= 0.1
+    before, after = base.read_bytes(), tuned.read_bytes()
+    assert len(before) == len(after)
+    different = np.count_nonzero(np.frombuffer(before, np.uint8) != np.frombuffer(after, np.uint8))
+    assert different == pytest.approx(share * len(before), rel=0.02)
+    changed = [
+        bool((one.data != other.data).any())
+        for one, other in zip(gguf.GGUFReader(base).tensors, gguf.GGUFReader(tuned).tensors, strict=True)
+    ]
+    assert 0 < sum(changed) < len(changed) / 2

@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 
 from scripts import environment
-from scripts.environment import Log, SetupError, discard_unless_working, fingerprint, is_complete, provide_packages
+from scripts.environment import (
+    Log,
+    SetupError,
+    daemons_not_started,
+    discard_unless_working,
+    fingerprint,
+    install,
+    is_complete,
+    provide_packages,
+    provide_programs,
+)
 
 
 @pytest.fixture
@@ -46,6 +56,60 @@ def test_a_half_made_or_moved_environment_is_removed(checkout: Path) -> None:
     (checkout / ".venv" / "bin" / "pip").write_text("#!/elsewhere/.venv/bin/python\n")
     discard_unless_working(checkout)
     assert list((checkout / ".venv").iterdir()) == []
+
+
+def test_a_second_group_leaves_the_first_complete(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[list[str]] = []
+
+    def run(log: Log, command: list[str | Path], **_: object) -> int:
+        ran.append([str(part) for part in command])
+        return 0
+
+    monkeypatch.setattr(environment, "provide_packages", lambda log: None)
+    monkeypatch.setattr(environment, "make_venv", lambda root, log: Path(sys.executable))
+    monkeypatch.setattr(Log, "run", run)
+    (checkout / ".venv" / "bin" / "pip").write_text(f"#!{checkout}/.venv/bin/python\n")
+    mark(checkout, "dev", "demo")
+    install(checkout, "bench")
+    assert f"{checkout}[bench]" in ran[0]
+    assert ran[0][-2:] == ["--group", f"{checkout}/pyproject.toml:demo"]
+    assert all(is_complete(checkout, group) for group in ("dev", "demo", "bench"))
+    # What was made anew holds only what was installed since.
+    (checkout / ".venv" / "bin" / "pip").write_text("#!/elsewhere/.venv/bin/python\n")
+    install(checkout, "demo")
+    (checkout / ".venv" / "bin").mkdir()
+    (checkout / ".venv" / "bin" / "python").symlink_to(sys.executable)
+    assert is_complete(checkout, "demo")
+    assert not is_complete(checkout, "dev")
+
+
+def test_without_root_the_benchmarks_programs_are_named_once_and_nothing_fails(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    monkeypatch.setattr(
+        environment, "missing_programs", lambda: {"ip": "iproute2", "tc": "iproute2", "nginx": "nginx-light"}
+    )
+    with (checkout / "log").open("w") as log:
+        provide_programs(Log(log))
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "ip, tc, nginx" in told
+    assert told.count("iproute2") == 1
+
+
+def test_a_package_may_not_start_its_daemon_while_it_is_installed(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = checkout / "policy-rc.d"
+    monkeypatch.setattr(environment, "POLICY", policy)
+    with daemons_not_started():
+        assert subprocess.run([policy, "nginx", "start"], check=False).returncode == 101
+    assert not policy.exists()
+    policy.write_text("the machine's own")
+    with daemons_not_started():
+        assert policy.read_text() == "the machine's own"
+    assert policy.read_text() == "the machine's own"
 
 
 @pytest.mark.parametrize(("debian", "remedy"), [(True, "sudo apt-get install"), (False, "on Debian or Ubuntu")])
