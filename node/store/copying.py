@@ -20,7 +20,7 @@ from node.buffers import BufferPool
 from node.ports import StoreError
 from node.store.census import UNVERIFIED, VERIFIED, Census
 from node.store.files import Disk, Lane, clone_range, read_into, write_at
-from node.store.index import Index
+from node.store.index import Index, StoredPartial
 from node.store.ollama import Layout
 from node.store.partials import Partials
 from node.store.receiving import PartialFile
@@ -93,20 +93,22 @@ class Copier:
     # -- finding
 
     async def _plan(self, blob: PartialFile) -> "_Plan":
-        recipe = blob.recipe
         plan = _Plan()
-        if len(recipe) < 2:
+        recipe = blob.recipe
+        pages, partials = list(self._pages(recipe.digest)), self._partials.held_besides(recipe.digest)
+        if len(recipe) < 2 or not (pages or partials):
             return plan  # One chunk is shared as the whole blob or not at all, and some models have thousands of these.
         for index in blob.bits.missing():
             plan.wanted.setdefault(recipe.chunk_hash(index), []).append(index)
-        for page in self._pages(recipe.digest):
-            if not plan.wanted:
-                break
-            bodies = await self._index.recipe_bodies(page)
-            await self._disk.run("look through", self._layout.index, partial(plan.look_through, bodies), Lane.LONG)
-        for stored in self._partials.held_besides(recipe.digest):
-            plan.match(stored.recipe.digest, stored.recipe.sizes_bytes, stored.recipe.hashes, stored.bits)
+        for page in pages:
+            if plan.wanted:
+                await self._look(partial(plan.look_through, await self._index.recipe_bodies(page)))
+        if plan.wanted:
+            await self._look(partial(plan.look_at, partials))
         return plan
+
+    async def _look(self, work: Callable[[], None]) -> None:
+        await self._disk.run("look through", self._layout.index, work, Lane.LONG)
 
     def _pages(self, besides: Digest) -> Iterator[list[Digest]]:
         """The verified blobs of more than one chunk, some at a time."""
@@ -198,6 +200,11 @@ class _Plan:
                 log.warning("a stored recipe cannot be read: %s", error)
                 continue
             self.match(digest, sizes_bytes, hashes, None)
+
+    def look_at(self, partials: Sequence[StoredPartial]) -> None:
+        """Match what partial blobs hold. Blocking."""
+        for stored in partials:
+            self.match(stored.recipe.digest, stored.recipe.sizes_bytes, stored.recipe.hashes, stored.bits)
 
     def match(self, digest: Digest, sizes_bytes: Sequence[int], hashes: bytes, held: Bits | None) -> None:
         """Take from this blob what is wanted and held of it (None: all is)."""

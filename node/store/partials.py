@@ -121,7 +121,11 @@ class Partials:
         partial = PartialFile(path, recipe, bits, OpenFile(descriptor), self._means, reserved)
         if recipe.digest in self._left:
             self._left.remove(recipe.digest)
-            await self._reclaim(partial)
+            try:
+                await self._reclaim(partial)
+            except BaseException:
+                partial.end(f"{path} could not be resumed")
+                raise
         partial.front.follow()
         return partial
 

@@ -55,8 +55,8 @@ async def test_kill_9_of_the_receiver_loses_no_checked_chunk(tmp_path: Path) -> 
                 assert report.verified
                 # Only what was missing travelled, by the sender's own count.
                 assert await served_bytes(one) - served_before == report.fetched_bytes
-                # At most the last batch, which was not yet safe on disk, travels again.
-                assert report.resumed_bytes > held / 2
+                # What was checked and written is here, safe on disk or not when the process was killed.
+                assert report.resumed_bytes + report.local_bytes >= held
                 assert report.fetched_bytes + report.resumed_bytes + report.local_bytes == report.size_bytes
                 assert sum(report.sources.values()) == report.fetched_bytes
                 assert (await stored_alike([one, two_again], "llama:latest")).manifest == added.manifest

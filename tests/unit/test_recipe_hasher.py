@@ -120,6 +120,24 @@ def test_a_safetensors_header_over_what_we_parse_is_not_collected() -> None:
     assert chunks._rule == "fastcdc-1:4194304"
 
 
+def test_the_header_alone_tells_the_cut_where_tensors_decide_it() -> None:
+    gguf = gguf_bytes([f16_tensor(f"t{i}", random_bytes(1000 * 4**i, i)) for i in range(6)])
+    tensors = safetensors_bytes({f"t{i}": random_bytes(1000 * 4**i, i) for i in range(6)})
+    for data in (gguf, tensors):
+        recipe = hash_blob(data, 65_536)[1]
+        chunks = ChunkHasher(len(data), 65_536)
+        assert not chunks.understood
+        with pytest.raises(LocalProtocolError, match="not understood"):
+            chunks.planned()
+        chunks.update(data[: hasher.FIRST_LOOK_BYTES])
+        assert chunks.understood
+        assert chunks.planned() == (recipe.rule, recipe.sizes_bytes)
+    opaque = ChunkHasher(3 * MIB, MIB)
+    opaque.update(random_bytes(2 * MIB))
+    assert opaque.planned() == ("fastcdc-1:1048576", None)
+    assert ChunkHasher(10, 1024).planned() == ("whole-1", (10,))
+
+
 # A rule never changes: the same bytes give these recipes in every release, or nodes of two releases share nothing.
 # A failure here means a new rule number, or a chunker that cuts otherwise than the one that was pinned.
 GOLDEN = [

@@ -169,7 +169,10 @@ async def test_blobs_of_one_chunk_are_not_looked_for(tmp_path: Path, monkeypatch
             raise AssertionError("there is nothing to look for")
 
         monkeypatch.setattr(store._index, "recipe_bodies", never)
-        await receive_all(store, b"a licence")
+        digest = await receive_all(store, b"a licence")
+        assert await read_all(store, digest) == b"a licence"
+        with pytest.raises(AssertionError, match="nothing to look for"):
+            await store.blobs.receive(RECIPE)
 
 
 async def test_where_blocks_can_be_shared_the_edges_are_copied_and_the_whole_is_checked(

@@ -25,7 +25,7 @@ async def until_hashed(partial: PartialBlob, size_bytes: int) -> None:
     for _ in range(10_000):
         if partial.hashed_bytes() >= size_bytes:
             return
-        await trio.sleep(0.001)
+        await trio.sleep(0.001)  # real time: the hashing thread knows no other
     raise AssertionError(f"{partial.hashed_bytes()} of {size_bytes} bytes were hashed")
 
 
@@ -36,7 +36,7 @@ async def test_the_hash_goes_as_far_as_there_is_no_gap(tmp_path: Path) -> None:
         await until_hashed(partial, CHUNK)
         for index in (2, 3, 5):
             await partial.write(index, CHUNKS[index])
-        await trio.sleep(0.02)
+        await trio.sleep(0.02)  # real time: a thread would have gone on by now
         assert partial.hashed_bytes() == CHUNK
         await partial.write(1, CHUNKS[1])
         await until_hashed(partial, 4 * CHUNK)

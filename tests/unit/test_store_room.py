@@ -14,6 +14,7 @@ from node.store import partials, space
 from node.store.config import MEBIBYTE
 from protocols.ids import blob_file_name
 from protocols.recipe.recipe import Recipe
+from tests.support_blobs import read_chunk
 from tests.support_store import CHUNK, chunks_of, cut, herd_files, opened, random_bytes, read_all, write_all
 
 DATA = random_bytes(10_500)
@@ -168,7 +169,7 @@ async def test_one_batch_is_synced_while_the_next_is_written_and_no_more_than_th
                 await write(index)
             nursery.start_soon(write, 4)  # the bound: it has to wait
             await _until(lambda: 4 in partial.held())
-            await trio.sleep(0.02)
+            await trio.sleep(0.02)  # real time: a write that did not wait would have ended by now
             assert (syncs, sorted(written)) == (1, [0, 2, 3])
             released.set()
         assert sorted(written) == [0, 1, 2, 3, 4]
@@ -176,12 +177,40 @@ async def test_one_batch_is_synced_while_the_next_is_written_and_no_more_than_th
         await partial.close()
 
 
+async def test_a_long_sync_keeps_no_reader_and_no_writer_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fdatasync, released, syncs = os.fdatasync, threading.Event(), 0
+
+    def slow_sync(descriptor: int) -> None:
+        nonlocal syncs
+        syncs += 1
+        assert released.wait(10)
+        fdatasync(descriptor)
+
+    async with opened(tmp_path, sync_interval_bytes=2 * CHUNK, io_threads=1) as store:
+        partial = await store.blobs.receive(RECIPE)
+        other = await store.blobs.receive(LARGE_RECIPE)
+        monkeypatch.setattr(os, "fdatasync", slow_sync)
+        async with trio.open_nursery() as nursery:
+            await partial.write(0, CHUNKS[0])
+            nursery.start_soon(partial.write, 1, CHUNKS[1])
+            await _until(lambda: syncs == 1)
+            nursery.start_soon(other.write, 0, LARGE_CHUNKS[0])
+            await _until(lambda: 0 in other.held())
+            assert await read_chunk(store.blobs, RECIPE.digest, 1) == CHUNKS[1]
+            assert await read_chunk(store.blobs, LARGE_RECIPE.digest, 0) == LARGE_CHUNKS[0]
+            released.set()
+        await partial.close()
+        await other.close()
+
+
 async def _until(condition: object) -> None:
     assert callable(condition)
     for _ in range(5000):
         if condition():
             return
-        await trio.sleep(0.001)
+        await trio.sleep(0.001)  # real time: worker threads know no other
     raise AssertionError("it did not come about")
 
 
