@@ -12,6 +12,7 @@ import trio
 
 from node.ports import BlobMissing, PartialBlob, StoreError
 from node.store.census import UNVERIFIED, VERIFIED, BlobFile, Census
+from node.store.damage import target_of
 from node.store.files import Disk, FileKey, read_into, sync_directory
 from node.store.hashing import Hasher
 from node.store.index import Index
@@ -21,7 +22,6 @@ from protocols.bits import Bits
 from protocols.errors import LocalProtocolError, RemoteProtocolError
 from protocols.ids import Digest
 from protocols.recipe.recipe import Recipe
-from protocols.recipe.rules import target_of_rule
 
 log = logging.getLogger("herd.store")
 
@@ -175,7 +175,7 @@ class StoreBlobs:
                 lacking = len(partial.recipe) - len(partial.bits)
                 raise StoreError(f"{partial.path} cannot be finished: {lacking} chunks are still missing")
             with partial.borrow():
-                found, computed = await self._hasher.hash(partial.path, target_size_bytes=_target(partial.recipe))
+                found, computed = await self._hasher.hash(partial.path, target_size_bytes=target_of(partial.recipe))
                 if found != partial.recipe.digest:
                     await self._partials.forget_rot(partial)
                 with trio.CancelScope(shield=True):
@@ -315,13 +315,6 @@ class WholeReception:
         if not self._closed:
             self._closed = True
             self._use.__exit__(None, None, None)
-
-
-def _target(recipe: Recipe) -> int | None:
-    """The target size that gives this recipe again, so that everybody in a swarm goes on with one cut."""
-    with suppress(RemoteProtocolError):
-        return target_of_rule(recipe.rule, recipe.size_bytes)
-    return None
 
 
 def _read_first(candidates: Iterable[Path], buffer: memoryview, offset: int) -> tuple[FileKey | None, int]:
