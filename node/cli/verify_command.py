@@ -49,11 +49,13 @@ def _shown(told: dict[str, Any], as_json: bool) -> HerdError | None:
             if model.detail:
                 line(f"  {model.detail}")
         speed = report.read_bytes / report.seconds if report.seconds > 0 else 0
-        read = f"{size_text(report.read_bytes)} read in {seconds_text(report.seconds)} ({size_text(speed)}/s)"
+        seconds = f"{report.seconds:.2f} s" if report.seconds < 60 else seconds_text(report.seconds)
+        read = f"{size_text(report.read_bytes)} read in {seconds} ({size_text(speed)}/s)"
         line(f"{size_text(report.recorded_bytes)} from the record, {read if report.read_bytes else 'nothing read'}")
     if not wrong:
         return None
     listed = ", ".join(model.name for model in wrong)
     if all(model.state == "verifying" for model in wrong):
         return HerdError(f"not verified: {listed} changed while being read; run `herd verify` again")
-    return VerificationFailed(f"not right: {listed}; `herd pull NAME` fetches a model again, and keeps what is right")
+    name = wrong[0].name if len(wrong) == 1 else "NAME"
+    return VerificationFailed(f"not right: {listed}; `herd pull {name}` fetches what is damaged or missing again")
