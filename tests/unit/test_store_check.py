@@ -14,6 +14,7 @@ import trio
 
 from node.errors import NotFound
 from node.events import EventBus
+from node.ports import StoreError
 from node.store import adopt, chunk_check, chunk_worker, hashing
 from node.store.chunk_check import ChunkChecker, WorkerEnded
 from node.store.chunk_worker import CHANGED, DONE, RECORD, REQUEST
@@ -219,8 +220,15 @@ async def test_wrong_chunks_are_told_by_index_and_a_later_write_is_noticed(tmp_p
     os.utime(path)
     with pytest.raises(FileChanged, match="was written to"):
         await checker.check(path, key, recipe)
-    with pytest.raises(chunk_check.StoreError, match=r"cannot read .*absent: it does not exist"):
+    with pytest.raises(StoreError, match=r"cannot read .*absent: it does not exist"):
         await checker.check(tmp_path / "absent", key, recipe)
+
+
+async def test_a_file_that_is_written_to_while_it_is_read_is_not_judged(tmp_path: Path) -> None:
+    path, key, recipe = written(tmp_path / "blob")
+    # 0.1 s a chunk: it is touched when nearly all of it is still to be read.
+    with trio.fail_after(60), pytest.raises(FileChanged, match="was written to while it was being read"):
+        await ChunkChecker(10_000).check(path, key, recipe, background=True, on_progress=lambda _: os.utime(path))
 
 
 async def test_a_file_that_shrinks_while_it_is_read_ends_the_worker_and_not_the_node(tmp_path: Path) -> None:
@@ -233,11 +241,12 @@ async def test_a_file_that_shrinks_while_it_is_read_ends_the_worker_and_not_the_
 
     def truncate(checked_bytes: int) -> None:
         told.append(checked_bytes)
-        os.truncate(path, 0)
+        if checked_bytes:
+            os.truncate(path, 0)
 
     with trio.fail_after(60), pytest.raises(FileChanged, match="shrank while it was being read"):
         await ChunkChecker(655_360).check(path, key, recipe, background=True, on_progress=truncate)
-    assert 0 < told[0] < len(data)
+    assert 0 < max(told) < len(data)
 
 
 async def test_a_shrinking_blob_is_a_damaged_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,24 +307,43 @@ async def test_the_bus_error_of_a_whole_file_is_the_disks(tmp_path: Path, monkey
     broken = tmp_path / "broken.py"
     broken.write_text("import os, signal; os.kill(os.getpid(), signal.SIGBUS)")
     monkeypatch.setattr(chunk_worker, "__file__", str(broken))
-    with pytest.raises(chunk_check.StoreError, match="check the disk's health"):
+    with pytest.raises(StoreError, match="check the disk's health"):
         await ChunkChecker(0).check(*written(tmp_path / "blob"))
 
 
 def test_the_worker_is_a_script_of_its_own_that_knows_nothing_of_herd(tmp_path: Path) -> None:
-    path, key, recipe = written(tmp_path / "blob")
+    written(tmp_path / "blob")
     (tmp_path / "struct.py").write_text("raise SystemExit(3)")
 
-    def ask(mtime_ns: int) -> bytes:
-        head = REQUEST.pack(
-            key.device, key.inode, key.size_bytes, mtime_ns, 0, len(os.fsencode(path)), len(recipe), 2, 1
-        )
-        body = os.fsencode(path) + array("I", recipe.sizes_bytes).tobytes() + recipe.hashes
-        command = [sys.executable, "-P", chunk_worker.__file__]
-        return subprocess.run(command, input=head + body, capture_output=True, check=True, cwd=tmp_path).stdout
+    def ask(request: bytes) -> bytes:
+        return subprocess.run(WORKER, input=request, capture_output=True, check=True, cwd=tmp_path).stdout
 
-    assert ask(key.mtime_ns)[-RECORD.size :] == RECORD.pack(DONE, len(DATA))
-    assert ask(key.mtime_ns + 1) == RECORD.pack(CHANGED, 0)
+    assert ask(request_for(tmp_path / "blob"))[-RECORD.size :] == RECORD.pack(DONE, len(DATA))
+    assert ask(request_for(tmp_path / "blob", later_ns=1)) == RECORD.pack(CHANGED, 0)
+
+
+def test_a_worker_whose_node_is_gone_ends(tmp_path: Path) -> None:
+    written(tmp_path / "blob")
+    with subprocess.Popen(WORKER, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as worker:
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        # At a byte a second, it would take hours.
+        worker.stdin.write(request_for(tmp_path / "blob", rate_bytes_per_s=1))
+        worker.stdin.flush()
+        assert worker.stdout.read(RECORD.size)
+        worker.stdout.close()
+        assert worker.wait(timeout=30) == 1
+
+
+WORKER = [sys.executable, "-P", chunk_worker.__file__]
+
+
+def request_for(path: Path, later_ns: int = 0, rate_bytes_per_s: int = 0) -> bytes:
+    key, recipe, shown = FileKey.at(path), cut(DATA), os.fsencode(path)
+    mtime_ns = key.mtime_ns + later_ns
+    sizes = (len(shown), len(recipe), 2, 1)
+    head = REQUEST.pack(key.device, key.inode, key.size_bytes, mtime_ns, rate_bytes_per_s, *sizes)
+    return head + shown + array("I", recipe.sizes_bytes).tobytes() + recipe.hashes
 
 
 # -- words
