@@ -5,7 +5,16 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from node.events import EventBus
-from node.views import FoundModel, LimitsView, MemberView, ModelView, NodeStatus, Progress, PullReport
+from node.views import (
+    FoundModel,
+    LimitsView,
+    MemberView,
+    ModelView,
+    NodeStatus,
+    Progress,
+    PullReport,
+    VerifyReport,
+)
 
 OnProgress = Callable[[Progress], None]
 Through = Literal["auto", "catalog", "dht"]
@@ -49,6 +58,16 @@ class HerdNode(Protocol):
 
     async def remove(self, name: str) -> None:
         """Remove a model from this store: manifest first, then blobs nothing else references."""
+        ...
+
+    async def verify(
+        self, names: Sequence[str] = (), *, again: bool = False, on_progress: OnProgress | None = None
+    ) -> VerifyReport:
+        """Check models of this store, or all: what is as it was when it was last read is answered from the record.
+
+        With `again` every byte is read and compared. What is wrong is in the report, and no longer announced.
+        NotFound for a name that is not here.
+        """
         ...
 
     def limits(self) -> LimitsView:

@@ -17,9 +17,9 @@ from node.services.exchange.planes import Planes
 from node.services.exchange.service import ExchangeService
 from node.services.limits.service import LimitsService
 from node.services.membership.service import MembershipService
-from node.services.models.service import ModelService
+from node.services.models.service import ModelService, parse_name
 from node.store.store import Store
-from node.views import FoundModel, LimitsView, MemberView, ModelView, NodeStatus, PullReport
+from node.views import FoundModel, LimitsView, MemberView, ModelView, NodeStatus, PullReport, VerifyReport
 from protocols.errors import RemoteProtocolError
 from protocols.ids import PeerId
 
@@ -119,6 +119,12 @@ class LocalNode:
     async def remove(self, name: str) -> None:
         """Remove a model from this store."""
         await self.models.remove(name)
+
+    async def verify(
+        self, names: Sequence[str] = (), *, again: bool = False, on_progress: OnProgress | None = None
+    ) -> VerifyReport:
+        """Check models of this store, or all."""
+        return await self.store.verify([parse_name(name) for name in names], again=again, on_progress=on_progress)
 
     def limits(self) -> LimitsView:
         """What is limited, and what is in force now."""

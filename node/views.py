@@ -113,7 +113,7 @@ class FoundModel:
 
 @attrs.frozen
 class Progress:
-    """How far an add or a pull is.
+    """How far an add, a pull or a check is.
 
     `phase` is `resolving`, `hashing`, `fetching`, `verifying`, `writing` or `done`; bytes count the whole model,
     `sources` maps peer to bytes that came from it, `resumed_bytes` were here before this operation, `copied_bytes` were
@@ -149,6 +149,36 @@ class PullReport:
     sources: dict[str, int]
     verified: bool
     copied_bytes: int = 0
+
+
+@attrs.frozen
+class DamagedBlob:
+    """A blob whose file has not the bytes of its name.
+
+    `wrong_ranges` are begin and end (exclusive) of the wrong bytes; empty when it is not known which they are.
+    """
+
+    digest: str
+    path: str
+    size_bytes: int
+    wrong_ranges: list[tuple[int, int]]
+    detail: str
+
+
+@attrs.frozen
+class VerifyReport:
+    """Checked models, each with its state now, and the blobs that are wrong.
+
+    `read_bytes` were read now; `recorded_bytes` stand as they did when they were read last, and were not.
+    """
+
+    operation_id: str
+    models: list[ModelView]
+    damaged: list[DamagedBlob]
+    read_bytes: int
+    recorded_bytes: int
+    seconds: float
+    verified: bool
 
 
 @attrs.frozen

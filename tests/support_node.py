@@ -18,7 +18,18 @@ from node.facade import OnProgress, Through
 from node.metrics import Metrics
 from node.services.limits.service import LimitsService
 from node.services.models.operations import Operations
-from node.views import FoundModel, LimitsView, MemberView, ModelView, NodeStatus, Progress, ProviderView, PullReport
+from node.views import (
+    DamagedBlob,
+    FoundModel,
+    LimitsView,
+    MemberView,
+    ModelView,
+    NodeStatus,
+    Progress,
+    ProviderView,
+    PullReport,
+    VerifyReport,
+)
 from protocols.limits.config import LimitsConfig
 
 PEER = "12D3KooWFakeNodeItself1111111111111111111111111111111"
@@ -40,6 +51,7 @@ class FakeNode:
         self.steps = 3
         self.step_s = 0.0
         self.copied_bytes = 0
+        self.damaged: dict[str, DamagedBlob] = {}
         self.pulls_started = 0
         self.pulls_cancelled = 0
         self.pull_cancelled = trio.Event()
@@ -167,6 +179,19 @@ class FakeNode:
         self._fail()
         await self.get(name)
         del self.models[name]
+
+    async def verify(
+        self, names: Sequence[str] = (), *, again: bool = False, on_progress: OnProgress | None = None
+    ) -> VerifyReport:
+        self._fail()
+        models = [await self.get(name) for name in names] or list(self.models.values())
+        size = sum(model.size_bytes for model in models)
+        if again and on_progress is not None:
+            on_progress(Progress("verify-1", f"{len(models)} models", "verifying", size // 2, size))
+            await trio.sleep(self.step_s)  # real time: a served node's sockets know no clock that jumps
+        damaged = [self.damaged[model.name] for model in models if model.name in self.damaged]
+        read, recorded = (size, 0) if again else (0, size)
+        return VerifyReport("verify-1", models, damaged, read, recorded, 0.5, not damaged)
 
     def limits(self) -> LimitsView:
         self._fail()

@@ -53,6 +53,7 @@ class Api:
                 Route("/api/mesh/find", self.find),
                 Route("/api/mesh/add", self.add, methods=["POST"]),
                 Route("/api/mesh/pull", self.pull, methods=["POST"]),
+                Route("/api/mesh/verify", self.verify, methods=["POST"]),
                 Route("/api/mesh/limits", self.limits, methods=["GET", "POST"]),
                 Route("/metrics", self.metrics),
                 WebSocketRoute("/api/mesh/events", self.events),
@@ -130,6 +131,21 @@ class Api:
 
         return ProgressStream(work, name, self._config, self.stopping)
 
+    async def verify(self, request: Request) -> Any:
+        """POST `{"names"?: [..], "again"?: bool}`: NDJSON of Progress, then `{"report": VerifyReport}` or the error."""
+        document = await _json_object(request, ("names", "again"))
+        given, again = document.get("names", []), document.get("again", False)
+        if not isinstance(given, list):
+            raise UsageError("names must be a list of model names; leave it out for all models")
+        if not isinstance(again, bool):
+            raise UsageError("again must be true or false")
+        names = [_model_name(name) for name in given]
+
+        async def work(on_progress: OnProgress) -> Any:
+            return await self._node.verify(names, again=again, on_progress=on_progress)
+
+        return ProgressStream(work, names[0] if len(names) == 1 else "", self._config, self.stopping)
+
     async def limits(self, request: Request) -> Response:
         """The node's LimitsView. POST `{KEY: RATE, ...}` sets limits before, until the node stops."""
         if request.method == "POST":
@@ -196,15 +212,7 @@ async def _json_body(
 
     With `optional` None every key is taken, for whoever knows the keys to judge.
     """
-    try:
-        document = json.loads(await request.body())
-    except (ValueError, RecursionError) as error:
-        raise UsageError("the request body must be a JSON object") from error
-    if not isinstance(document, dict):
-        raise UsageError("the request body must be a JSON object")
-    for key in document:
-        if optional is not None and key not in (*required, *optional):
-            raise UsageError(f"unknown key {key[:80]!r}; known are {', '.join((*required, *optional))}")
+    document = await _json_object(request, (*required, *optional) if optional is not None else None)
     for key in required:
         if key not in document:
             raise UsageError(f"the key {key!r} is missing")
@@ -212,3 +220,17 @@ async def _json_body(
         if not isinstance(value, str) and not (value is None and key in (optional or ())):
             raise UsageError(f"{key[:80]} = {json.dumps(value)[:80]} is not allowed: a text")
     return {key: value for key, value in document.items() if value is not None}
+
+
+async def _json_object(request: Request, known: Sequence[str] | None) -> dict[str, Any]:
+    """The request's JSON object, with no other keys than these (None: any); UsageError naming what is wrong."""
+    try:
+        document = json.loads(await request.body())
+    except (ValueError, RecursionError) as error:
+        raise UsageError("the request body must be a JSON object") from error
+    if not isinstance(document, dict):
+        raise UsageError("the request body must be a JSON object")
+    for key in document:
+        if known is not None and key not in known:
+            raise UsageError(f"unknown key {key[:80]!r}; known are {', '.join(known)}")
+    return document

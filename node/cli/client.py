@@ -51,7 +51,7 @@ class NodeClient:
         with self._translated():
             return self._document(self._http.post(path, content=_body(arguments)))
 
-    def operate(self, path: str, /, **arguments: str) -> Iterator[dict[str, Any]]:
+    def operate(self, path: str, /, **arguments: Any) -> Iterator[dict[str, Any]]:
         """The lines of a long operation as they come: progress, and last `{"report": ...}`; a failure raises."""
         with self._translated(), self._http.stream("POST", path, content=_body(arguments)) as answer:
             if answer.status_code != 200:
@@ -97,7 +97,7 @@ class NodeClient:
             raise gone(self._home, self.node, str(error) or type(error).__name__) from error
 
 
-def _body(arguments: dict[str, str]) -> bytes:
+def _body(arguments: dict[str, Any]) -> bytes:
     # ASCII JSON of our own: a file's name may hold what UTF-8 cannot carry.
     return json.dumps(arguments).encode("ascii")
 

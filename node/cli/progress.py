@@ -1,4 +1,4 @@
-"""The progress of an add or a pull: a live bar on a terminal, plain lines in a log, NDJSON for a program."""
+"""The progress of an add, a pull or a check: a live bar on a terminal, plain lines in a log, NDJSON for a program."""
 
 import time
 from collections.abc import Iterator
@@ -51,7 +51,7 @@ def follow(lines: Iterator[dict[str, Any]], *, json_lines: bool) -> dict[str, An
 def progress_text(progress: Progress, speed_bytes_per_s: float) -> str:
     """`fetching llama3.2:latest: 1.2 GB of 2.0 GB (60 %) from 2 peers, 110 MB/s, 7 s left`."""
     if not progress.size_bytes:
-        return f"{progress.phase} {progress.model}"
+        return f"{progress.phase} {progress.model}".rstrip()
     amount = f"{size_text(progress.held_bytes)} of {size_text(progress.size_bytes)}"
     parts = [f"{progress.phase} {progress.model}: {amount} ({100 * progress.held_bytes // progress.size_bytes} %)"]
     if progress.sources:

@@ -26,6 +26,7 @@ from node.cli.output import (
     size_text,
     table,
 )
+from node.cli.verify_command import verify
 from node.errors import HerdError, NotFound, UsageError
 
 INTERRUPTED = 130
@@ -44,6 +45,7 @@ def herd() -> None:
 
 herd.add_command(config_group)
 herd.add_command(limits_group)
+herd.add_command(verify)
 
 
 @herd.command()

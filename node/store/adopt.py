@@ -7,7 +7,7 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,7 +16,9 @@ import trio
 
 from node.ports import StoreError
 from node.store.census import UNREADABLE, UNVERIFIED, VERIFIED, WRONG, BlobFile, Census, NamedModel
+from node.store.chunk_check import ChunkChecker, WorkerEnded
 from node.store.config import StoreConfig
+from node.store.damage import damage_text, differing_chunks, target_of, wrong_ranges
 from node.store.files import Disk, FileKey, durable_key, remove_file
 from node.store.hashing import Hasher
 from node.store.index import Index, KnownFile
@@ -27,8 +29,12 @@ from protocols.errors import RemoteProtocolError
 from protocols.ids import Digest, digest_of
 from protocols.manifest import Manifest, parse_manifest
 from protocols.names import ModelName
+from protocols.recipe.recipe import Recipe
 
 log = logging.getLogger("herd.store")
+
+FAST_SIZE_BYTES_MIN = 16 * 1024 * 1024
+"""Up to here a SHA-256 is computed sooner than a process is started."""
 
 UNSETTLED_INTERVAL_S = 0.25
 """How soon a half-written manifest is looked at again."""
@@ -52,6 +58,7 @@ class Adopter:
         self._disk = disk
         self._index = index
         self._hasher = hasher
+        self._checker = ChunkChecker(config.verify_rate_bytes_per_s)
         self._census = census
         self._config = config
         self._known = known
@@ -135,21 +142,31 @@ class Adopter:
         directories = await self._disk.run("look at", self._layout.blobs, lambda: _settled_keys(self._layout))
         if directories is not None and directories == self._directories and not (sweep or manifests_changed):
             return
-        before = {file.digest: file for file in self._census.files()}
+        before = [file.digest for file in self._census.files()]
         referenced = {digest: None for digest in self._census.referenced()}
         waiting = await self._disk.run("look at", self._layout.whole, lambda: _waiting(self._layout, referenced))
         digests = list(dict.fromkeys([*referenced, *before, *waiting]))
-        seen = await self._disk.run("look at", self._layout.blobs, lambda: _look(self._layout, digests))
-        for digest in digests:
-            # What changed hands while the thread looked was seen more recently by whoever changed it.
-            if self._census.file(digest) is before.get(digest):
-                self._take_file(digest, seen[digest], sweep)
+        await self._look_again(digests, sweep)
         self._directories = directories
         if sweep:
             self._swept_at = now
             if not self._unsettled:
                 # A manifest that is just being rewritten may name what no other names; reading it again takes long.
                 await self._forget_stale()
+
+    async def look_at(self, digests: Sequence[Digest]) -> None:
+        """Bring the census up to date with the files of these blobs, whenever the next scan is due."""
+        async with self.lock:
+            await self._look_again(digests, sweep=True)
+            self._census.announce()
+
+    async def _look_again(self, digests: Sequence[Digest], sweep: bool) -> None:
+        before = {digest: self._census.file(digest) for digest in digests}
+        seen = await self._disk.run("look at", self._layout.blobs, lambda: _look(self._layout, digests))
+        for digest in digests:
+            # What changed hands while the thread looked was seen more recently by whoever changed it.
+            if self._census.file(digest) is before[digest]:
+                self._take_file(digest, seen[digest], sweep)
 
     def _take_file(self, digest: Digest, seen: tuple[Path, FileKey] | None, sweep: bool) -> None:
         file = self._census.file(digest)
@@ -175,10 +192,15 @@ class Adopter:
 
     async def _forget_stale(self) -> None:
         current = {file.key: None for file in self._census.files()}
-        stale = [key for key in self._known if key not in current]
+        # The recipe of what was touched makes reading it again a matter of seconds.
+        stale = [key for key, known in self._known.items() if key not in current and not self._awaits(known.digest)]
         for key in stale:
             del self._known[key]
         await self._index.forget(stale)
+
+    def _awaits(self, digest: Digest) -> bool:
+        file = self._census.file(digest)
+        return file is not None and file.state == UNVERIFIED
 
     # -- reading through
 
@@ -212,7 +234,15 @@ class Adopter:
             await self._verify(file, background=False)
         self._census.announce()
 
-    async def _verify(self, file: BlobFile, *, background: bool) -> None:
+    async def read_now(self, digest: Digest, on_progress: Callable[[int], None]) -> None:
+        """Read a blob's file, whatever is known of it, and judge it anew; `on_progress` gets the bytes read so far."""
+        file = self._census.file(digest)
+        if file is not None:
+            await self._verify(file, background=False, on_progress=on_progress)
+
+    async def _verify(
+        self, file: BlobFile, *, background: bool, on_progress: Callable[[int], None] | None = None
+    ) -> None:
         """Read one file through, unless somebody does already: then wait for that."""
         reading = self._reading.get(file.digest)
         if reading is not None:
@@ -220,13 +250,26 @@ class Adopter:
             return
         self._reading[file.digest] = trio.Event()
         try:
-            await self._read_through(file, background)
+            await self._read_through(file, background, on_progress)
         finally:
             self._reading.pop(file.digest).set()
 
-    async def _read_through(self, file: BlobFile, background: bool) -> None:
+    async def _read_through(self, file: BlobFile, background: bool, on_progress: Callable[[int], None] | None) -> None:
+        expected = await self._stored_recipe(file)
         try:
-            digest, recipe = await self._hasher.hash(file.path, background=background)
+            wrong = await self._wrong_chunks(file, expected, background, on_progress)
+            if expected is not None and wrong == []:
+                digest, recipe = file.digest, expected
+            else:
+                if expected is not None and wrong:
+                    # Withdrawn at once; the SHA-256 has the last word, since an index may rot as a blob may.
+                    file = self._put_if_same(file, _damaged(file, expected, wrong))
+                digest, recipe = await self._hasher.hash(
+                    file.path,
+                    target_size_bytes=target_of(expected) if expected is not None else None,
+                    background=background,
+                    on_progress=on_progress,
+                )
         except FileChanged:
             # Whoever writes to it is not done; the next scan that finds it still has it read again.
             self._census.postpone(file.digest)
@@ -244,12 +287,48 @@ class Adopter:
             await self._index.record(key, recipe)
         self.verified_bytes += key.size_bytes
         self._known[key] = KnownFile(digest, len(recipe))
-        self._put_if_same(file, self._judge(file))
+        judged = self._judge(attrs.evolve(file, state=UNVERIFIED, detail="", wrong_ranges=()))
+        if expected is not None and judged.state == WRONG and (wrong := wrong or differing_chunks(expected, recipe)):
+            judged = _damaged(file, expected, wrong)
+        self._put_if_same(file, judged)
 
-    def _put_if_same(self, before: BlobFile, after: BlobFile) -> None:
+    async def _stored_recipe(self, file: BlobFile) -> Recipe | None:
+        """The recipe of the blob a file should hold, if it was read before. One that cannot be read is made anew."""
+        with suppress(StoreError):
+            recipe = await self._index.recipe(file.digest)
+            if recipe is not None and recipe.size_bytes == file.key.size_bytes:
+                return recipe
+        return None
+
+    async def _wrong_chunks(
+        self,
+        file: BlobFile,
+        expected: Recipe | None,
+        background: bool,
+        on_progress: Callable[[int], None] | None,
+    ) -> list[int] | None:
+        """The fast way, where there is one: the chunks that are wrong. None when the file must be hashed instead."""
+        if expected is None or expected.size_bytes < FAST_SIZE_BYTES_MIN:
+            return None
+        try:
+            return await self._checker.check(
+                file.path, file.key, expected, background=background, on_progress=on_progress
+            )
+        except WorkerEnded as error:
+            log.warning("%s: its SHA-256 is computed instead", error)
+            return None
+
+    def _put_if_same(self, before: BlobFile, after: BlobFile) -> BlobFile:
+        """What stands in the census, unless somebody else changed it meanwhile, is `after` from now on."""
         if self._census.file(before.digest) == before:
             self._census.put_file(after)
             self._census.announce()
+        return after
+
+
+def _damaged(file: BlobFile, expected: Recipe, wrong: Sequence[int]) -> BlobFile:
+    ranges = wrong_ranges(expected, wrong)
+    return attrs.evolve(file, state=WRONG, detail=damage_text(file.path, expected, wrong), wrong_ranges=ranges)
 
 
 def _key_or_none(path: Path) -> FileKey | None:

@@ -14,6 +14,7 @@ import trio
 from node.ports import BlobMissing, PartialBlob, StoreError
 from node.store.census import UNVERIFIED, VERIFIED, BlobFile, Census
 from node.store.copying import Copier
+from node.store.damage import target_of
 from node.store.files import Disk, FileKey, read_into, sync_directory
 from node.store.hashing import Hasher
 from node.store.index import Index
@@ -25,7 +26,6 @@ from protocols.bits import Bits
 from protocols.errors import LocalProtocolError, RemoteProtocolError
 from protocols.ids import Digest
 from protocols.recipe.recipe import Recipe
-from protocols.recipe.rules import target_of_rule
 
 log = logging.getLogger("herd.store")
 
@@ -215,7 +215,7 @@ class StoreBlobs:
         if await self._disk.run("read", path, lambda: follows_its_rule(path, recipe)):
             return recipe
         log.warning("the recipe of %s does not follow its rule %s; ours replaces it", recipe.digest, recipe.rule)
-        _, computed = await self._hasher.hash(path, target_size_bytes=target_of_rule(recipe.rule, recipe.size_bytes))
+        _, computed = await self._hasher.hash(path, target_size_bytes=target_of(recipe))
         return computed
 
     async def _conclude(self, partial: PartialFile, recipe: Recipe) -> None:

@@ -25,7 +25,10 @@ UNVERIFIED, VERIFIED, WRONG, UNREADABLE = "unverified", "verified", "wrong", "un
 
 @attrs.frozen
 class BlobFile:
-    """One file under a blob's name. `chunk_count` is known once it is verified, `detail` says what is wrong."""
+    """One file under a blob's name. `chunk_count` is known once it is verified, `detail` says what is wrong.
+
+    `wrong_ranges` are begin and end of the bytes that are wrong, where a recipe told.
+    """
 
     digest: Digest
     path: Path
@@ -33,6 +36,7 @@ class BlobFile:
     state: str = UNVERIFIED
     chunk_count: int = 0
     detail: str = ""
+    wrong_ranges: tuple[tuple[int, int], ...] = ()
 
 
 @attrs.frozen

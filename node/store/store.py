@@ -3,7 +3,7 @@
 import fcntl
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from node.ports import StoreError
 from node.store.adopt import Adopter
 from node.store.blobs import StoreBlobs
 from node.store.census import VERIFIED, Census
+from node.store.check import Checks
 from node.store.cleaning import Cleaner
 from node.store.config import StoreConfig
 from node.store.copying import Copier
@@ -26,7 +27,7 @@ from node.store.ingest import Ingest
 from node.store.ollama import Layout, make_directories
 from node.store.partials import Partials, PartialView, reconcile
 from node.store.placing import Placer
-from node.views import ModelView
+from node.views import ModelView, Progress, VerifyReport
 from protocols.names import ModelName
 
 log = logging.getLogger("herd.store")
@@ -80,6 +81,7 @@ class Store:
         )
         self._placer = Placer(layout, disk, index, hasher, census, self.blobs, self._adopter, self._bus)
         self._ingest = Ingest(layout, disk, index, hasher, census, self.blobs, self._placer, self.config)
+        self._checks = Checks(census, self._adopter)
         self._cleaner = Cleaner(layout, disk, index, census, self.blobs, self._adopter, self.config)
         await self._adopter.scan()
 
@@ -127,6 +129,19 @@ class Store:
     async def remove(self, name: ModelName) -> None:
         """Remove a model: manifest first, then the blobs no other manifest references. NotFound when it is not here."""
         await self._placer.remove(name)
+
+    async def verify(
+        self,
+        names: Sequence[ModelName] = (),
+        *,
+        again: bool = False,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> VerifyReport:
+        """Check these models, or all: from the record what is as it was when it was read last, the rest by reading it.
+
+        With `again` everything is read. What turns out wrong is withdrawn at once. NotFound for a name not here.
+        """
+        return await self._checks.check(names, again=again, on_progress=on_progress)
 
     async def complete_manifests(self) -> dict[ModelName, bytes]:
         """The manifests whose every blob is verified now: all that may be announced."""

@@ -25,6 +25,7 @@ ROUTES = [
     "/api/mesh/find",
     "/api/mesh/add",
     "/api/mesh/pull",
+    "/api/mesh/verify",
     "/api/mesh/limits",
     "/api/mesh/events",
     "/metrics",
@@ -42,6 +43,9 @@ bodies = st.one_of(
     st.binary(max_size=2000),
     values.map(lambda value: json.dumps(value).encode()),
     st.fixed_dictionaries({}, optional={"path": values, "name": values, "other": values}).map(
+        lambda value: json.dumps(value).encode()
+    ),
+    st.fixed_dictionaries({}, optional={"names": st.lists(values, max_size=2) | values, "again": values}).map(
         lambda value: json.dumps(value).encode()
     ),
     st.dictionaries(st.sampled_from(["up", "peer_down", "periods", "night", "x"]), values, max_size=3).map(

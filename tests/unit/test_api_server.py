@@ -98,6 +98,11 @@ async def test_health_says_why_not() -> None:
         ("POST", "/api/mesh/limits", b'{"up":5}', 400, 2, "up = 5 is not allowed: a text"),
         ("POST", "/api/mesh/limits", b'{"up":null}', 400, 2, "up = null is not allowed: a text"),
         ("POST", "/api/mesh/limits", b'{"up":"50"}', 400, 2, "limits.up: '50' is not allowed: a rate such as 50MB/s,"),
+        ("POST", "/api/mesh/verify", b'{"names":"x"}', 400, 2, "names must be a list of model names"),
+        ("POST", "/api/mesh/verify", b'{"names":[7]}', 400, 2, "a model name is wanted"),
+        ("POST", "/api/mesh/verify", b'{"again":1}', 400, 2, "again must be true or false"),
+        ("POST", "/api/mesh/verify", b'{"name":"x"}', 400, 2, "unknown key 'name'; known are names, again"),
+        ("POST", "/api/mesh/verify", b'{"names":["ghost"]}', 404, 3, "ghost:latest: no such model in this store"),
         ("DELETE", "/api/mesh/limits", None, 405, 1, "this route does not take this method"),
         ("GET", "/nowhere", None, 404, 1, "no such route"),
         ("GET", "/api/mesh/models/", None, 400, 2, "a model name is wanted"),
@@ -140,6 +145,20 @@ async def test_a_pull_tells_its_progress_and_then_its_report() -> None:
         assert {line["phase"] for line in told[:-1]} == {"fetching"}
         assert told[-2]["held_bytes"] == 3_000_000
         assert told[-1]["report"]["sources"] == {BOB: 3_000_000}
+
+
+async def test_a_verify_tells_its_progress_and_then_its_report() -> None:
+    async with served_node(FAST) as (node, url), client(url) as http:
+        node.step_s = 0.03
+        await node.pull("llama3.2:latest")
+        body = {"names": ["llama3.2"], "again": True}
+        async with http.stream("POST", "/api/mesh/verify", json=body) as answer:
+            told = await lines(answer)
+        assert told[-2]["phase"] == "verifying"
+        report = told[-1]["report"]
+        assert (report["verified"], report["read_bytes"], report["recorded_bytes"]) == (True, 3_000_000, 0)
+        answer = await http.post("/api/mesh/verify", json={})
+        assert json.loads(answer.text.splitlines()[-1])["report"]["recorded_bytes"] == 3_000_000
 
 
 async def test_a_quiet_pull_repeats_its_line_so_that_the_client_knows_the_node_lives() -> None:

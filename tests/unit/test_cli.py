@@ -19,6 +19,7 @@ from node.cli.root import run
 from node.errors import NodeUnreachable, UsageError, VerificationFailed
 from node.events import MemberChanged
 from node.home import holding_home
+from node.views import DamagedBlob
 from tests.support_node import BOB, PEER, FakeNode, served_node
 
 ROOT = Path(__file__).parents[2]
@@ -118,6 +119,40 @@ async def test_limits_are_shown_and_set(tmp_path: Path) -> None:
             " to keep them, write them under [limits] in /fake/herd.toml"
         )
         assert (await herd(tmp_path, "limits", "--json")).document()["limits"][0]["bytes_per_s"] == 50_000_000
+
+
+async def test_verify_tells_what_was_read_what_is_wrong_and_the_remedy(tmp_path: Path) -> None:
+    async with running(tmp_path) as node:
+        await node.pull("llama3.2:latest")
+        recorded = await herd(tmp_path, "verify")
+        assert (recorded.code, recorded.err) == (0, "")
+        assert recorded.out.splitlines()[-2:] == [
+            "verified llama3.2:latest (3.0 MB)",
+            "3.0 MB from the record, nothing read",
+        ]
+        again = await herd(tmp_path, "verify", "llama3.2", "--again")
+        assert "verifying 1 models: 1.5 MB of 3.0 MB (50 %)" in again.out
+        assert again.out.splitlines()[-1] == "0 B from the record, 3.0 MB read in 0.50 s (6.0 MB/s)"
+
+        detail = "/models/blobs/x is damaged: 1 of 3 chunks is wrong, bytes 0 to 9"
+        node.models["llama3.2:latest"] = attrs.evolve(node.models["llama3.2:latest"], state="damaged", detail=detail)
+        node.damaged["llama3.2:latest"] = DamagedBlob("sha256:0", "/models/blobs/x", 3_000_000, [(0, 10)], detail)
+        wrong = await herd(tmp_path, "verify", "llama3.2")
+        assert wrong.out.splitlines()[-3:-1] == ["damaged llama3.2:latest (3.0 MB)", f"  {detail}"]
+        assert (wrong.code, wrong.err) == (
+            5,
+            "herd: not right: llama3.2:latest; `herd pull llama3.2:latest` fetches what is damaged or missing again\n",
+        )
+        *_, report, error = (await herd(tmp_path, "verify", "--json")).out.splitlines()
+        assert json.loads(report)["report"]["damaged"][0]["wrong_ranges"] == [[0, 10]]
+        assert json.loads(error)["exit_code"] == 5
+        node.models["llama3.2:latest"] = attrs.evolve(node.models["llama3.2:latest"], state="verifying", detail="")
+        changed = await herd(tmp_path, "verify")
+        assert (changed.code, changed.err) == (
+            1,
+            "herd: not verified: llama3.2:latest changed while being read; run `herd verify` again\n",
+        )
+        assert (await herd(tmp_path, "verify", "ghost")).code == 3
 
 
 async def test_a_row_is_a_line_for_a_program_and_no_encoding_ends_a_command(tmp_path: Path) -> None:

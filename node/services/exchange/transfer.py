@@ -10,7 +10,7 @@ import attrs
 import trio
 
 from node.blame import BlameLedger
-from node.errors import HerdError, TransferFailed, VerificationFailed
+from node.errors import HerdError, TransferFailed, VerificationFailed, only_error
 from node.ports import Blobs, CarriedChunk
 from node.services.exchange.asking import AskingSide
 from node.services.exchange.attempt import Attempt
@@ -116,7 +116,7 @@ class Transfer:
                     self.leaving = True
                     nursery.cancel_scope.cancel()
         except Exception as error:  # boundary: isolates a transfer; every `fetch` that waits for it raises it again
-            self._fail(_only(error))
+            self._fail(only_error(error))
         finally:
             self.leaving = True
             self._detach_all()
@@ -395,10 +395,3 @@ class Transfer:
     def _feed_lost(self, peer: PeerId) -> None:
         if self._attempt is not None:
             self._attempt.feed(PeerLost(peer))
-
-
-def _only(error: BaseException) -> BaseException:
-    """The one error inside the groups that nurseries make."""
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error
