@@ -106,9 +106,7 @@ class BulkCarrier:
         open_lane = partial(self._open_lane, peer, ticket)
         with trio.move_on_after(timeout_s):
             lane = await open_lane()
-            link = AskerLink(
-                peer, ticket, self._config.connection_bytes_max, self._nursery, open_lane, self._count_broken
-            )
+            link = AskerLink(peer, ticket, self._nursery, open_lane, self._count_broken)
             self._asker_links[link] = None
             link.add(lane)
             self._nursery.start_soon(self._forget_ended, link)
@@ -127,7 +125,8 @@ class BulkCarrier:
             with trio.move_on_after(self._config.connect_timeout_s):
                 socket = await self._dial(peer, granted.port)
                 sealer, opener = asker_ends(granted.cipher, granted.key, granted.connection_id)
-                lane = AskerLane(socket, sealer, opener, self._config.frame_size_bytes, self._pool)
+                frame_size_bytes, bytes_max = self._config.frame_size_bytes, granted.bytes_max
+                lane = AskerLane(socket, sealer, opener, frame_size_bytes, self._pool, bytes_max)
                 await socket.send_all(memoryview(opening(granted.connection_id)))
                 await lane.greet()
                 await lane.hear_greeting()

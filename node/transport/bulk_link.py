@@ -34,8 +34,8 @@ class GiverLink:
 
     @property
     def lanes(self) -> int:
-        """How many connections stand."""
-        return len(self._lanes)
+        """How many connections stand; 0 once the link is gone."""
+        return 0 if self._closed else len(self._lanes)
 
     async def keep(self, lane: GiverLane) -> None:
         """Use a lane until it ends."""
@@ -77,17 +77,20 @@ class GiverLink:
 
     async def close(self) -> None:
         """End every lane at once; idempotent."""
+        self._end()
+        await trio.lowlevel.checkpoint()
+
+    def _end(self) -> None:
         self._closed = True
         for lane in list(self._lanes):
             lane.close()
         self._waiting.unpark_all()
-        await trio.lowlevel.checkpoint()
 
     async def _retire_or_give_back(self, lane: GiverLane) -> None:
         if lane.carried_bytes < self._bytes_max:
             self._give_back(lane)
             return
-        # The asker counts too and has opened another one by now; else it opens one when it sees this one end.
+        # The asker counts too, and opens the next one before it reads that this one ends.
         await lane.finish()
 
     def _give_back(self, lane: GiverLane) -> None:
@@ -99,6 +102,9 @@ class GiverLink:
         self._lanes.pop(lane, None)
         if lane in self._idle:
             self._idle.remove(lane)
+        if not self._lanes:
+            # An asker that stays opens the next lane before it ends one, so without a lane it is gone.
+            self._end()
 
 
 class AskerLink:
@@ -108,20 +114,17 @@ class AskerLink:
         self,
         peer: PeerId,
         ticket: bytes,
-        bytes_max: int,
         nursery: trio.Nursery,
         open_lane: Callable[[], Awaitable[AskerLane]],
         on_broken: Callable[[], None],
     ) -> None:
         self.peer = peer
         self.ticket = ticket
-        self._bytes_max = bytes_max
         self._nursery = nursery
         self._open_lane = open_lane
         self._on_broken = on_broken
-        self._lanes: dict[AskerLane, None] = {}
+        self._lanes: dict[AskerLane, trio.CancelScope] = {}
         self._replaced: dict[AskerLane, None] = {}
-        self._scope = trio.CancelScope()
         self._arrived: deque[tuple[CarriedChunk, trio.Event]] = deque()
         self._changed = trio.Event()
         self._failure: TransportError | RemoteProtocolError | None = None
@@ -129,14 +132,14 @@ class AskerLink:
 
     @property
     def lanes(self) -> int:
-        """How many connections stand."""
-        return len(self._lanes)
+        """How many connections stand; 0 once the link is gone."""
+        return 0 if self.ended.is_set() else len(self._lanes)
 
     def add(self, lane: AskerLane) -> None:
         """Read from a further lane."""
         if self.ended.is_set():
             return lane.close()
-        self._lanes[lane] = None
+        self._lanes[lane] = trio.CancelScope()
         self._nursery.start_soon(self._read, lane)
 
     async def send(self, chunk: CarriedChunk, wanted: Callable[[], bool]) -> bool:
@@ -163,14 +166,14 @@ class AskerLink:
 
     async def _read(self, lane: AskerLane) -> None:
         try:
-            with self._scope:
+            with self._lanes[lane]:
                 while (chunk := await lane.receive_chunk()) is not None:
                     # A lane reads no further until its chunk was taken: what waits here is one chunk a lane.
                     taken = trio.Event()
                     self._arrived.append((chunk, taken))
                     self._changed.set()
                     await taken.wait()
-                    if lane.carried_bytes >= self._bytes_max * REPLACE_AT and lane not in self._replaced:
+                    if lane.carried_bytes >= lane.bytes_max * REPLACE_AT and lane not in self._replaced:
                         await self._replace(lane)
         except BrokenFrame as error:
             self._on_broken()
@@ -193,7 +196,7 @@ class AskerLink:
         if not self.ended.is_set():
             self._failure = failure
             self.ended.set()
-            self._scope.cancel()
             self._changed.set()
-            for lane in list(self._lanes):
+            for lane, scope in list(self._lanes.items()):
+                scope.cancel()
                 lane.close()

@@ -96,7 +96,7 @@ def test_the_words_come_through_and_nothing_else_does() -> None:
     assert CODEC.decode(CODEC.encode(ticket)) == ticket
     for wrong in (
         GetTicket(SESSION, ("x",) * 8),
-        Ticket(b"c" * 16, b"k" * 32, AES_256_GCM, 1, 1.0, 1),
+        Ticket(b"c" * 16, b"k" * 32, AES_256_GCM, 1, 1.0, 1 << 20),
     ):
         data = CODEC.encode(wrong)
         with pytest.raises(RemoteProtocolError):
