@@ -138,18 +138,27 @@ class TamperingWire:
         self._from_giver = from_giver
         self._from_asker = from_asker
         self.seen_from_asker = bytearray()
+        self._to_giver: trio.SocketStream | None = None
+
+    async def say_to_giver(self, data: bytes) -> None:
+        """Bytes in the asker's name, on the connection that came last."""
+        assert self._to_giver is not None
+        await self._to_giver.send_all(data)
 
     async def relay(self, near: trio.SocketStream, port: int) -> None:
         """Carry one connection until either end goes."""
         async with near, await trio.open_tcp_stream(HOST, port) as far, trio.open_nursery() as nursery:
 
+            self._to_giver = far
+
             async def carry(source: trio.SocketStream, sink: trio.SocketStream, altered: Alteration, first: int) -> None:
-                with suppress(trio.BrokenResourceError, trio.ClosedResourceError, trio.EndOfChannel):
+                frames = _FrameReader(source, first)
+                with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                     try:
-                        async for number, frame in _frames(source, first):
+                        while (seen := await frames.next()) is not None:
                             if source is near:
-                                self.seen_from_asker += frame
-                            await sink.send_all(altered(number, frame))
+                                self.seen_from_asker += seen[1]
+                            await sink.send_all(altered(*seen))
                     except CutHere as cut:
                         await sink.send_all(cut.args[0])
                 nursery.cancel_scope.cancel()
@@ -158,17 +167,35 @@ class TamperingWire:
             nursery.start_soon(carry, far, near, self._from_giver, 0)
 
 
-async def _frames(source: trio.SocketStream, first: int) -> AsyncIterator[tuple[int, bytes]]:
-    waiting, number = bytearray(), first
-    while data := await source.receive_some():
-        waiting += data
+class _FrameReader:
+    """Cuts what travels in one direction into frames."""
+
+    def __init__(self, source: trio.SocketStream, first: int) -> None:
+        self._source = source
+        self._waiting = bytearray()
+        self._number = first
+
+    async def next(self) -> tuple[int, bytes] | None:
+        """Number and bytes of the next frame, None at the end."""
         while True:
-            size_bytes = OPENING_SIZE_BYTES if number < 0 else 4 + int.from_bytes(waiting[1:4], "big") + 16
-            if len(waiting) < max(4, size_bytes):
-                break
-            yield number, bytes(waiting[:size_bytes])
-            del waiting[:size_bytes]
-            number += 1
+            size_bytes = 4 + int.from_bytes(self._waiting[1:4], "big") + 16 if self._number >= 0 else OPENING_SIZE_BYTES
+            if len(self._waiting) >= max(4, size_bytes):
+                frame, number = bytes(self._waiting[:size_bytes]), self._number
+                del self._waiting[:size_bytes]
+                self._number += 1
+                return number, frame
+            data = await self._source.receive_some()
+            if not data:
+                return None
+            self._waiting += data
+
+
+async def hangs_up(stream: trio.SocketStream) -> bool:
+    """Whether the other end hangs up without a word."""
+    try:
+        return await stream.receive_some() == b""
+    except trio.BrokenResourceError:
+        return True  # it left something of ours unread
 
 
 @asynccontextmanager

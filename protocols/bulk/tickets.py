@@ -137,8 +137,9 @@ class TicketBook:
         self._expire(now)
         return self._grants.get(connection_id)
 
-    def use(self, connection_id: bytes) -> bool:
+    def use(self, connection_id: bytes, now: float) -> bool:
         """The ticket's owner has proved itself: from now on the ticket is void. False when it was void already."""
+        self._expire(now)
         if connection_id not in self._grants:
             return False
         self._drop(connection_id)
