@@ -1,7 +1,7 @@
 """Feeds made-up inputs to every decoder that faces peers, each in a process of its own, and shows what came of it.
 
-Coverage leads the way where atheris is installed, else valid inputs are mutated by chance. Exit code 1 when anything but
-a refusal came out of a decoder, or one took more memory than it may.
+Coverage leads the way where atheris is installed, else valid inputs are mutated by chance. Exit code 1 when anything
+but a refusal came out of a decoder, or one took more memory than it may.
 """
 
 import argparse
@@ -43,7 +43,7 @@ class Outcome:
 
 
 def feed_by_chance(decoder: str, runs: int, seed: int, seconds: float) -> dict[str, object]:
-    """Mutate valid inputs until so many were fed or the time is over. The input that broke a decoder is in the error."""
+    """Mutate valid inputs until so many were fed or the time is over. An input that broke a decoder is in the error."""
     from scripts.fuzz_targets import REFUSALS, TARGETS, mutated
 
     target, rng = TARGETS[decoder], random.Random(f"{decoder} {seed}")
@@ -127,7 +127,9 @@ def shown(outcome: Outcome) -> str:
     )
 
 
-HEADINGS = "| decoder | engine | inputs | seed | seconds | peak MiB of the process | outcome |\n|---|---|---|---|---|---|---|"
+HEADINGS = (
+    "| decoder | engine | inputs | seed | seconds | peak MiB of the process | outcome |\n|---|---|---|---|---|---|---|"
+)
 
 
 def record(outcomes: Sequence[Outcome]) -> None:

@@ -79,7 +79,7 @@ def _finish(work: Coroutine[Any, Any, T]) -> T:
     try:
         work.send(None)
     except StopIteration as stop:
-        return cast(T, stop.value)
+        return cast("T", stop.value)
     raise AssertionError("it waits for something")
 
 
@@ -115,7 +115,7 @@ def _feed_sealed(data: bytes) -> int:
         frames += _seal(sealer, kind, text)
         at += 3 + size_bytes
     ends = asker_ends(CHACHA20_POLY1305, KEY, CONNECTION)
-    lane = AskerLane(cast(BulkSocket, _Bytes(bytes(frames))), *ends, FRAME_SIZE_BYTES_MAX, _POOL, 1 << 20)
+    lane = AskerLane(cast("BulkSocket", _Bytes(bytes(frames))), *ends, FRAME_SIZE_BYTES_MAX, _POOL, 1 << 20)
     chunks = 0
     while (chunk := _finish(lane.receive_chunk())) is not None:
         chunks += 1
@@ -125,11 +125,11 @@ def _feed_sealed(data: bytes) -> int:
 
 def _feed_wire(data: bytes) -> None:
     """Bytes in place of a connection's frames, as either end hears them before anything was proved."""
-    giver = GiverLane(cast(BulkSocket, _Bytes(data)), *giver_ends(CHACHA20_POLY1305, KEY, CONNECTION), 1024)
+    giver = GiverLane(cast("BulkSocket", _Bytes(data)), *giver_ends(CHACHA20_POLY1305, KEY, CONNECTION), 1024)
     with contextlib.suppress(*REFUSALS):
         _finish(giver.hear_greeting())
     ends = asker_ends(CHACHA20_POLY1305, KEY, CONNECTION)
-    asker = AskerLane(cast(BulkSocket, _Bytes(data)), *ends, FRAME_SIZE_BYTES_MAX, _POOL, 1 << 20)
+    asker = AskerLane(cast("BulkSocket", _Bytes(data)), *ends, FRAME_SIZE_BYTES_MAX, _POOL, 1 << 20)
     _finish(asker.hear_greeting())
 
 
@@ -171,9 +171,7 @@ def _targets() -> dict[str, Target]:
     return {
         "bulk-stream": Target(_feed_stream, (_asker_says(b""), _asker_says(b"", b"abc", b""), opening(CONNECTION))),
         "bulk-wire": Target(_feed_wire, (greeting, greeting + greeting)),
-        "bulk-sealed": Target(
-            _feed_sealed, (_plain(*whole, end), _plain(*whole, *whole, end), _plain(end))
-        ),
+        "bulk-sealed": Target(_feed_sealed, (_plain(*whole, end), _plain(*whole, *whole, end), _plain(end))),
         "bulk-messages": Target(BULK_CODEC.decode, tuple(map(BULK_CODEC.encode, tickets))),
         "exchange-messages": Target(exchange.CODEC.decode, tuple(map(exchange.CODEC.encode, session_words))),
         "chunk-headers": Target(

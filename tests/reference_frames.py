@@ -1,7 +1,7 @@
 """A second reader and writer of the bulk plane, after the description at the head of `protocols/bulk/frames.py` alone.
 
-It imports nothing of herd and seals with another library (libsodium, where herd uses OpenSSL), so that a mistake of ours
-cannot hide in a shared helper. It moves no bytes itself: whoever plays an end with it owns the socket.
+It imports nothing of herd and seals with another library (libsodium, where herd uses OpenSSL), so that a mistake of
+ours cannot hide in a shared helper. It moves no bytes itself: whoever plays an end with it owns the socket.
 """
 
 from dataclasses import dataclass, field

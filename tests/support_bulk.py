@@ -10,6 +10,7 @@ from typing import Any
 
 import attrs
 import trio
+import trio.lowlevel
 
 from node.ports import CarriedChunk, ChunkLink, TransportError
 from node.transport.bulk import BulkCarrier, open_bulk_carrier
@@ -110,12 +111,20 @@ async def bulk_pair(
             yield made[0]
 
 
+async def take_all(link: ChunkLink) -> list[int]:
+    """The indices of all chunks that come until the giver ends in order; raises what ends the link otherwise."""
+    came = []
+    while (chunk := await link.receive()) is not None:
+        came.append(told(chunk)[0])
+    return came
+
+
 async def give(link: ChunkLink, chunks: list[CarriedChunk]) -> None:
     """Send chunks one after the other until they are all sent or the link is gone."""
     with suppress(TransportError):
         for chunk in chunks:
             await link.send(chunk, lambda: True)
-            await trio.sleep(0)
+            await trio.lowlevel.checkpoint()
 
 
 class CutHere(Exception):
@@ -148,10 +157,11 @@ class TamperingWire:
     async def relay(self, near: trio.SocketStream, port: int) -> None:
         """Carry one connection until either end goes."""
         async with near, await trio.open_tcp_stream(HOST, port) as far, trio.open_nursery() as nursery:
-
             self._to_giver = far
 
-            async def carry(source: trio.SocketStream, sink: trio.SocketStream, altered: Alteration, first: int) -> None:
+            async def carry(
+                source: trio.SocketStream, sink: trio.SocketStream, altered: Alteration, first: int
+            ) -> None:
                 frames = _FrameReader(source, first)
                 with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                     try:

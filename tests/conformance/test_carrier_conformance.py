@@ -53,6 +53,11 @@ async def over_bulk(open_node: OpenNode) -> AsyncIterator[Carried]:
         yield Carried(world.ann.peer, world.bob.peer, world.asker, world.giver)
 
 
+async def send_for_ever(giver: ChunkLink) -> None:
+    while True:
+        await giver.send(chunks_of([300_000])[0], lambda: True)
+
+
 OpenCarriers = Callable[[], AbstractAsyncContextManager[Carried]]
 
 WAYS: dict[str, OpenCarriers] = {
@@ -105,6 +110,30 @@ async def test_many_may_send_at_once(carriers: OpenCarriers) -> None:
             assert indices == sorted(indices), "what one task sends on one lane stays in order"
 
 
+async def test_an_asker_that_takes_nothing_holds_its_giver_back(carriers: OpenCarriers) -> None:
+    async with carriers() as carried, trio.open_nursery() as nursery:
+        asker, giver = await carried.link()
+        sent = 0
+
+        async def send() -> None:
+            nonlocal sent
+            while True:
+                await giver.send(chunks_of([MIB])[0], lambda: True)
+                sent += 1
+
+        nursery.start_soon(send)
+        told(await asker.receive())
+        before = -1
+        while before != sent:
+            before = sent
+            await trio.sleep(0.1)  # real time: the kernel's buffers fill
+        assert sent <= 32, "what waits is bounded, here and in the kernel"
+        for _ in range(sent):
+            told(await asker.receive())
+        await until(lambda: sent > before)
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_giver_that_closes_is_noticed(carriers: OpenCarriers) -> None:
     async with carriers() as carried, trio.open_nursery() as nursery:
         asker, giver = await carried.link()
@@ -122,8 +151,7 @@ async def test_an_asker_that_closes_is_noticed(carriers: OpenCarriers) -> None:
         await asker.close()
         assert asker.lanes == 0
         with pytest.raises(TransportError):
-            while True:
-                await giver.send(chunks_of([300_000])[0], lambda: True)
+            await send_for_ever(giver)
         await asker.close()
 
 

@@ -105,6 +105,15 @@ async def test_who_saw_the_ticket_pass_but_not_its_key_neither_gets_in_nor_burns
         assert world.blames() == [{}, {}]
 
 
+@pytest.mark.parametrize(("kind", "text"), [(reference.MESSAGE, b"hello"), (reference.END, b""), (reference.BODY, b"")])
+async def test_who_has_the_key_but_does_not_greet_is_not_let_in(kind: int, text: bytes) -> None:
+    async with bulk_pair() as world:
+        ticket = await world.ticket()
+        mine = reference.direction(reference.ASKER, ticket.cipher, ticket.key, ticket.connection_id)
+        await says(world, reference.opening(ticket.connection_id) + mine.seal(kind, text))
+        assert (world.giver.counters.connections_refused, world.giver.counters.connections_accepted) == (1, 0)
+
+
 async def test_a_ticket_that_ran_out_opens_nothing() -> None:
     async with bulk_pair(ticket_valid_s=0.5) as world:
         ticket = await world.ticket()

@@ -9,7 +9,7 @@ import trio.testing
 
 from node.ports import TransportError
 from protocols.bulk.config import BulkConfig
-from tests.support_bulk import SESSION, bulk_pair, chunks_of, give, told
+from tests.support_bulk import SESSION, bulk_pair, chunks_of, give, take_all, told
 from tests.support_transport import until
 
 MIB = 1024 * 1024
@@ -48,8 +48,7 @@ async def test_a_link_whose_next_connection_is_refused_ends_with_a_reason() -> N
         world.route = "127.0.0.9"
         nursery.start_soon(give, giver, chunks_of([200_000] * 12))
         with pytest.raises(TransportError, match="cannot be reached"):
-            for _ in range(12):
-                told(await asker.receive())
+            await take_all(asker)
         await until(lambda: giver.lanes == 0)
 
 

@@ -13,7 +13,7 @@ from protocols.bulk.frames import FRAMES_MAX, BrokenFrame, FrameKind, FrameOpene
 from protocols.bulk.tickets import BULK_PROTOCOL, CODEC, Ticket
 from protocols.errors import LocalProtocolError, RemoteProtocolError
 from tests import reference_frames as reference
-from tests.support_bulk import BLOB, HOST, BulkPair, bulk_pair, told
+from tests.support_bulk import BLOB, HOST, BulkPair, bulk_pair, take_all, told
 
 KEY, CONNECTION = b"k" * 32, b"c" * 16
 CIPHER = "chacha20-poly1305"
@@ -96,8 +96,7 @@ async def test_a_giver_that_goes_on_over_its_tickets_limit_is_found_out() -> Non
     async with bulk_pair() as world, hostile_giver(world, too_much, bytes_max=MIB) as link:
         assert [told(await link.receive())[0] for _ in range(2)] == [0, 1]
         with pytest.raises(RemoteProtocolError, match="has carried its 1048576 bytes"):
-            while True:
-                told(await link.receive())
+            await take_all(link)
 
 
 async def test_a_giver_that_announces_much_and_sends_nothing_costs_no_memory() -> None:

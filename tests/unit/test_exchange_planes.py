@@ -18,7 +18,7 @@ NO_PORT = TransportError("its bulk port cannot be reached: 10.0.0.2 port 4702: C
 NOBODY = TransportError("peer bob answers at none of /ip4/10.0.0.2/tcp/4701")
 
 
-@attrs.frozen
+@attrs.define
 class FakeLink:
     """A link that says only how it came."""
 
