@@ -242,8 +242,8 @@ class BulkCarrier:
         sealer, opener = giver_ends(grant.ticket.cipher, grant.ticket.key, connection_id)
         lane = GiverLane(socket, sealer, opener, self._config.frame_size_bytes)
         await lane.hear_greeting()
-        if not self._book.use(connection_id):
-            raise BrokenFrame("its ticket was used meanwhile")
+        if not self._book.use(connection_id, trio.current_time()):
+            raise BrokenFrame("its ticket was used or ran out meanwhile")
         await lane.greet()
         return lane, (grant.peer, grant.session)
 

@@ -1,6 +1,7 @@
 """One bulk connection after its opening: chunks as sealed frames, seen from the giver's and from the asker's end."""
 
-import trio
+import time
+from typing import NoReturn
 
 from node.buffers import BufferPool
 from node.ports import CarriedChunk, TransportError
@@ -20,6 +21,7 @@ from protocols.exchange.messages import CHUNK_HEADER_SIZE_BYTES_MAX, CHUNKS_CODE
 REPLACE_AT = 0.9
 """The part of what a ticket allows after which an asker opens the lane's successor."""
 OVERHEAD_SIZE_BYTES = HEADER_SIZE_BYTES + TAG_SIZE_BYTES
+_SIZE_BYTES_MAX_OUTSIDE_CHUNKS = {FrameKind.MESSAGE: CHUNK_HEADER_SIZE_BYTES_MAX, FrameKind.BODY: -1, FrameKind.END: 0}
 
 
 class _Lane:
@@ -58,11 +60,15 @@ class _Lane:
     async def _receive_message(self) -> bytes | None:
         """The next message, None when the peer ended in order. Frames of any other kind or size are refused."""
         kind, size_bytes = await self._receive_header()
-        if kind is FrameKind.BODY or size_bytes > CHUNK_HEADER_SIZE_BYTES_MAX:
-            raise BrokenFrame(f"a {kind.name} frame of {size_bytes} bytes where a message was due")
+        if size_bytes > _SIZE_BYTES_MAX_OUTSIDE_CHUNKS[kind]:
+            await self._refuse(kind, size_bytes, "where a message was due")
         message = bytearray(size_bytes)
         await self._open(size_bytes, memoryview(bytearray(size_bytes + TAG_SIZE_BYTES)), memoryview(message))
         return None if kind is FrameKind.END else bytes(message)
+
+    async def _refuse(self, kind: FrameKind, size_bytes: int, place: str) -> NoReturn:
+        """End over a frame that has no place here; what its header says may have been changed on the way."""
+        raise BrokenFrame(f"a {kind.name} frame of {size_bytes} bytes {place}")
 
     async def finish(self) -> None:
         """Say that nothing more will be sent from here."""
@@ -116,7 +122,7 @@ class AskerLane(_Lane):
         self, socket: BulkSocket, sealer: FrameSealer, opener: FrameOpener, pool: BufferPool, bytes_max: int
     ) -> None:
         super().__init__(socket, sealer, opener)
-        self._bytes_max = bytes_max
+        self.bytes_max = bytes_max
         self._sealed = memoryview(bytearray(FRAME_SIZE_BYTES_MAX + TAG_SIZE_BYTES))
         self._pool = pool
         self._receiving_since_s: float | None = None
@@ -130,34 +136,42 @@ class AskerLane(_Lane):
     @property
     def nearly_used_up(self) -> bool:
         """Whether it has carried nearly all that its ticket allows, so that a successor is due."""
-        return self.carried_bytes >= REPLACE_AT * self._bytes_max
+        return self.carried_bytes >= REPLACE_AT * self.bytes_max
 
     def receiving_s(self) -> float:
         """How many seconds of its life it was in the middle of a chunk."""
         since_s = self._receiving_since_s
-        return self._received_s + (trio.current_time() - since_s if since_s is not None else 0.0)
+        return self._received_s + (time.monotonic() - since_s if since_s is not None else 0.0)
 
     async def receive_chunk(self) -> CarriedChunk | None:
         """The next chunk in lent memory, None when the giver ended the connection in order.
 
-        TransportError when it broke off or a frame did not open, RemoteProtocolError when what the giver itself sealed
-        is no chunk.
+        TransportError when it broke off, BrokenFrame when a frame did not open, another RemoteProtocolError when what
+        the giver itself sealed is no chunk, or one more than its ticket allows.
         """
+        used_up = self.carried_bytes >= self.bytes_max
         message = await self._receive_message()
         if message is None:
             return None
         header = CHUNKS_CODEC.decode(message)
         if not isinstance(header, ChunkHeader):
             raise RemoteProtocolError(f"a chunk begins with its header, not with {type(header).__name__}")
+        if used_up:
+            raise RemoteProtocolError(f"a chunk on a connection that has carried its {self.bytes_max} bytes")
         buffer = self._pool.lend(header.size_bytes)
-        self._receiving_since_s = trio.current_time()
+        self._receiving_since_s = time.monotonic()
         received = 0
         while received < header.size_bytes:
             kind, size_bytes = await self._receive_header()
             if kind is not FrameKind.BODY or not 0 < size_bytes <= header.size_bytes - received:
-                raise BrokenFrame(f"a {kind.name} frame of {size_bytes} bytes inside a chunk")
+                await self._refuse(kind, size_bytes, "inside a chunk")
             await self._open(size_bytes, self._sealed, buffer.view[received : received + size_bytes])
             received += size_bytes
         self._received_s = self.receiving_s()
         self._receiving_since_s = None
         return CarriedChunk(header.digest, header.index, buffer.view, buffer.release)
+
+    async def _refuse(self, kind: FrameKind, size_bytes: int, place: str) -> NoReturn:
+        # If it opens, the giver itself sealed it, and the offence is the giver's, not the wire's.
+        await self._open(size_bytes, self._sealed, memoryview(bytearray(size_bytes)))
+        raise RemoteProtocolError(f"a {kind.name} frame of {size_bytes} bytes {place}")

@@ -36,14 +36,15 @@ class GiverLink:
         self._on_broken = on_broken
         self._lanes: dict[GiverLane, None] = {}
         self._idle: deque[GiverLane] = deque()
+        self._sending: dict[GiverLane, None] = {}
         self._leaving: dict[GiverLane, trio.Event] = {}
         self._waiting = trio.lowlevel.ParkingLot()
         self._closed = False
 
     @property
     def lanes(self) -> int:
-        """How many connections stand."""
-        return len(self._lanes)
+        """How many connections stand; 0 once the link is gone."""
+        return 0 if self._closed else len(self._lanes)
 
     async def keep(self, lane: GiverLane) -> None:
         """Use a lane until it ends."""
@@ -72,13 +73,15 @@ class GiverLink:
         if not wanted():
             self._give_back(lane)
             return False
+        self._sending[lane] = None
         went = False
         try:
             await lane.send_chunk(chunk)
             went = True
         finally:
+            del self._sending[lane]
             if not went:
-                await self.close()
+                self._end()
         await self._retire_or_give_back(lane)
         return True
 
@@ -88,18 +91,23 @@ class GiverLink:
 
     async def close(self) -> None:
         """End every lane at once; idempotent."""
+        self._end()
+        await trio.lowlevel.checkpoint()
+
+    def _end(self) -> None:
         self._closed = True
         for lane in list(self._lanes):
             lane.close()
+        for over in self._leaving.values():
+            over.set()
         self._waiting.unpark_all()
-        await trio.lowlevel.checkpoint()
 
     async def _let_go(self, lane: GiverLane) -> None:
         """The asker needs a lane no more: what is on its way goes through, then it ends in order."""
         if lane in self._idle:
             self._idle.remove(lane)
             await lane.finish()
-        elif lane in self._lanes:
+        elif lane in self._sending:
             over = self._leaving[lane] = trio.Event()
             await over.wait()
 
@@ -123,6 +131,9 @@ class GiverLink:
         self._lanes.pop(lane, None)
         if lane in self._idle:
             self._idle.remove(lane)
+        if not self._lanes:
+            # An asker that stays opens the next lane before it ends one, so without a lane it is gone.
+            self._end()
 
 
 @attrs.frozen
@@ -162,8 +173,8 @@ class AskerLink:
 
     @property
     def lanes(self) -> int:
-        """How many connections stand."""
-        return len(self._lanes)
+        """How many connections stand; 0 once the link is gone."""
+        return 0 if self.ended.is_set() else len(self._lanes)
 
     def add(self, lane: AskerLane) -> None:
         """Read from a further lane."""

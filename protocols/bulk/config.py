@@ -3,6 +3,7 @@
 import attrs
 
 from protocols.bulk.frames import FRAME_SIZE_BYTES_MAX
+from protocols.bulk.tickets import CONNECTION_BYTES_MIN
 from protocols.options import option
 
 
@@ -51,7 +52,7 @@ class BulkConfig:
     connection_bytes_max: int = option(
         1024**4,
         unit="bytes",
-        minimum=1024 * 1024,
+        minimum=CONNECTION_BYTES_MIN,
         maximum=1 << 50,
         help="How much one connection carries before it is replaced by one with a fresh key.",
     )

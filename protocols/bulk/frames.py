@@ -1,20 +1,24 @@
 """What travels on a bulk connection, exactly; a reader can be written from this page.
 
-The asker connects and sends `OPENING`: the eight bytes of MAGIC and the ticket's 16-byte connection id. From there on
+The asker connects and sends `OPENING`: the eight bytes `herdbulk` and the ticket's 16-byte connection id. From there on
 both directions carry frames only:
 
     kind (1 byte) | size (3 bytes, big-endian) | ciphertext (size bytes) | tag (16 bytes)
 
 `size` counts the plaintext, at most 1 MiB. The cipher is the ticket's, AES-256-GCM (NIST SP 800-38D) or
 ChaCha20-Poly1305 (RFC 8439); the four bytes before the ciphertext are its associated data. Each direction has a key and
-a salt of its own: BLAKE3 in key derivation mode, with that direction's context string, over the ticket's key followed
-by the connection id, gives 36 bytes, the key (32) and the salt (4). The nonce of a direction's n-th frame, counted from
+a salt of its own: BLAKE3 in key derivation mode, with the context string `herd 2026-11 bulk asker to giver 1` for what
+the asker sends and `herd 2026-11 bulk giver to asker 1` for what the giver sends, over the ticket's key followed by the
+connection id, gives 36 bytes, the key (32) and the salt (4). The nonce of a direction's n-th frame, counted from
 zero, is the salt and n in eight bytes, big-endian. So a frame that is repeated, left out, moved or changed does not
 open.
 
-Kinds: MESSAGE holds a short message of those who use the plane, BODY a piece of what the last message announced, END
-(empty) says that this direction ends in order; a connection that ends without it was cut off. The first frame of each
-direction is an empty MESSAGE: the asker proves with it that it holds the ticket, the giver that it knows it.
+Kinds: MESSAGE (1) holds a message of at most 256 bytes, BODY (2) a piece of what the last message announced, never
+empty, END (3, empty) says that this direction ends in order; a connection that ends without it was cut off. The first
+frame of each direction is an empty MESSAGE: the asker proves with it that it holds the ticket, the giver that it knows
+it. After its own the asker says nothing more. The giver sends chunks, each a message (MessagePack, an array of the
+number 2, the blob's digest as `sha256:` and 64 lower-case hexadecimal digits, the chunk's index, and its size in bytes)
+and then exactly its bytes in pieces.
 """
 
 import struct
@@ -153,6 +157,8 @@ class FrameOpener:
 
     def open_into(self, header: bytes, sealed: memoryview, buffer: memoryview) -> None:
         """Open ciphertext and tag into a buffer of exactly the plaintext's size. BrokenFrame when they do not open."""
+        if self._direction.frames >= FRAMES_MAX:
+            raise BrokenFrame(f"a frame after the {FRAMES_MAX} that a connection may have")
         nonce = self._direction.next_nonce(len(buffer))
         try:
             self._direction.cipher.decrypt_into(nonce, sealed, header, buffer)

@@ -20,7 +20,8 @@ BULK_PROTOCOL = "/herd/bulk/1"
 MESSAGE_SIZE_BYTES_MAX = 4096
 SESSION_SIZE_BYTES = 16
 CIPHERS_NAMED_MAX = 8
-HOSTS_MAX = 8
+CONNECTION_BYTES_MIN = 1024 * 1024
+"""What every connection may carry, so that a giver cannot keep an asker busy with tickets."""
 TICKETS_PER_PEER_MAX = 16
 TICKETS_MAX = 4096
 
@@ -43,6 +44,11 @@ def _known_cipher(_instance: object, attribute: "attrs.Attribute[Any]", value: s
         raise ValueError(f"{attribute.name} is {value[:40]!r}, which is unknown")
 
 
+def _bytes_max(_instance: object, attribute: "attrs.Attribute[Any]", value: int) -> None:
+    if value < CONNECTION_BYTES_MIN:
+        raise ValueError(f"{attribute.name} is {value}, which would have the asker ask again and again")
+
+
 @attrs.frozen
 class GetTicket:
     """Asker: let me connect for this session; the ciphers I can do, the fastest first."""
@@ -60,7 +66,7 @@ class Ticket:
     cipher: str = attrs.field(validator=_known_cipher)
     port: int = attrs.field(validator=_port)
     valid_s: float
-    bytes_max: int
+    bytes_max: int = attrs.field(validator=_bytes_max)
 
 
 @attrs.frozen
@@ -131,8 +137,9 @@ class TicketBook:
         self._expire(now)
         return self._grants.get(connection_id)
 
-    def use(self, connection_id: bytes) -> bool:
+    def use(self, connection_id: bytes, now: float) -> bool:
         """The ticket's owner has proved itself: from now on the ticket is void. False when it was void already."""
+        self._expire(now)
         if connection_id not in self._grants:
             return False
         self._drop(connection_id)

@@ -41,14 +41,16 @@ def test_a_ticket_is_found_until_it_is_used_and_only_then() -> None:
     assert grant is not None
     assert (grant.peer, grant.session, grant.ticket) == (ANN, SESSION, ticket)
     assert tickets.find(ticket.connection_id, 9.9) == grant, "showing it does not use it up"
-    assert tickets.use(ticket.connection_id)
-    assert not tickets.use(ticket.connection_id)
+    assert tickets.use(ticket.connection_id, 9.9)
+    assert not tickets.use(ticket.connection_id, 9.9)
     assert tickets.find(ticket.connection_id, 9.9) is None
 
 
 def test_a_ticket_runs_out() -> None:
     tickets = book()
     ticket = issue(tickets)
+    assert tickets.find(ticket.connection_id, 9.9) is not None
+    assert not tickets.use(ticket.connection_id, 10.0), "shown in time, proved too late"
     assert tickets.find(ticket.connection_id, 10.0) is None
     assert len(tickets) == 0
 
@@ -96,7 +98,7 @@ def test_the_words_come_through_and_nothing_else_does() -> None:
     assert CODEC.decode(CODEC.encode(ticket)) == ticket
     for wrong in (
         GetTicket(SESSION, ("x",) * 8),
-        Ticket(b"c" * 16, b"k" * 32, AES_256_GCM, 1, 1.0, 1),
+        Ticket(b"c" * 16, b"k" * 32, AES_256_GCM, 1, 1.0, 1 << 20),
     ):
         data = CODEC.encode(wrong)
         with pytest.raises(RemoteProtocolError):
