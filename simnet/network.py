@@ -73,7 +73,7 @@ class SimNetwork:
     ) -> AsyncIterator["SimTransport"]:
         """A host on this network until the block ends; then every stream of it breaks, as when a process dies.
 
-        `address` is the one of an earlier life, by default one that nobody had. The rates limit its link; None does not.
+        `address` is the one of an earlier life, by default one that nobody had. The rates limit its link.
         """
         self._hosts_made += 1
         number = self._hosts_made

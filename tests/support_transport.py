@@ -47,8 +47,10 @@ def simulated_nodes(latency_s: float = 0.01, bytes_per_s: float | None = None) -
     @asynccontextmanager
     async def open_node(name: str, mesh_key: bytes) -> AsyncIterator[Node]:
         identity, blame = identity_of(name), BlameLedger(EventBus())
-        door, limits = MeshKeyDoor(mesh_key), {"up_bytes_per_s": bytes_per_s, "down_bytes_per_s": bytes_per_s}
-        async with network.transport(identity.peer_id, door, blame, **limits) as transport:
+        host = network.transport(
+            identity.peer_id, MeshKeyDoor(mesh_key), blame, up_bytes_per_s=bytes_per_s, down_bytes_per_s=bytes_per_s
+        )
+        async with host as transport:
             yield Node(identity.peer_id, transport, blame)
 
     return open_node
