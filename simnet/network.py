@@ -34,7 +34,8 @@ class _Link:
 class SimNetwork:
     """All hosts and links. `latency_s` is one way; `jitter_s` adds up to that much per frame, drawn from `rng`.
 
-    `queue_s` is how long the queue before a limited link grows, `window_size_bytes` what a stream has on its way.
+    `queue_s` is how long the queue before a limited link grows. `send_buffer_bytes` is what a stream may leave with its
+    host when a send returns, `window_size_bytes` what it has unread and on its way besides.
     """
 
     def __init__(
@@ -46,11 +47,13 @@ class SimNetwork:
         queue_s: float = 0.1,
         segment_size_bytes: int = 64 * 1024,
         window_size_bytes: int = WINDOW_SIZE_BYTES,
+        send_buffer_bytes: int = 256 * 1024,
     ) -> None:
         self._rng = rng
         self._queue_s = queue_s
         self._segment_size_bytes = segment_size_bytes
         self._window_size_bytes = window_size_bytes
+        self.send_buffer_bytes = send_buffer_bytes
         self._latency_s = latency_s
         self._jitter_s = jitter_s
         self._hosts: dict[str, SimTransport] = {}
@@ -291,6 +294,7 @@ class SimStream:
             latency_s = self._network.latency_s()
             await self._outbound.room(len(payload), self._cut_since)
             self._lane.push(bytes(payload), latency_s)
+            await self._lane.flushed(self._network.send_buffer_bytes)
         except BaseException:
             self.break_off(f"a send of peer {self._owner} ended early")
             raise
@@ -323,12 +327,14 @@ class SimStream:
         """Both directions fail from now on, unless they had ended well before."""
         self._inbound.break_off(why)
         self._outbound.break_off(why)
+        self._lane.wake()
         self._forget()
 
     def wake(self) -> None:
         """The link was cut or mended: look again."""
         self._inbound.wake()
         self._outbound.wake()
+        self._lane.wake()
 
     def _cut_since(self) -> float | None:
         since = self._network.cut_since(self._owner, self.peer)

@@ -13,6 +13,8 @@ import trio
 
 from simnet.pipe import Pipe
 
+MOMENT_S = 1e-6
+
 
 class Wire:
     """One host's two directions. Rates are in bytes a second, None for no limit."""
@@ -29,7 +31,6 @@ class Wire:
         self._queue: deque[_Segment] = deque()
         self._queued_bytes = 0
         self._down_free_s = 0.0
-        self._coming_bytes = 0
         self._changed = trio.Event()
         self.running = False
 
@@ -70,17 +71,12 @@ class Wire:
     def close(self, why: str) -> None:
         """The host is gone, and with it what it had not sent."""
         for lane in self._lanes:
-            lane.pipe.fail(why)
+            lane.fail(why)
         for segment in self._queue:
-            segment.lane.pipe.fail(why)
-
-    def expect(self, size_bytes: int) -> None:
-        """A segment for this host is on its way."""
-        self._coming_bytes += size_bytes
+            segment.lane.fail(why)
 
     def arrive(self, size_bytes: int) -> float:
         """A segment left the other host; when it is through this one's downlink."""
-        self._coming_bytes -= size_bytes
         now = trio.current_time()
         if self._down_bytes_per_s is None:
             return now
@@ -91,10 +87,9 @@ class Wire:
         """How long a sender waits before it adds to what is coming here; 0 when it may at once."""
         if self._down_bytes_per_s is None:
             return 0.0
-        work_s = max(0.0, self._down_free_s - now) + self._coming_bytes / self._down_bytes_per_s
-        if work_s < self._queue_s:
-            return 0.0
-        return max(self._down_free_s - now - self._queue_s, self.segment_size_bytes / self._down_bytes_per_s)
+        wait_s = self._down_free_s - now - self._queue_s
+        # Waiting for less than the clock can tell would be waiting for ever.
+        return wait_s if wait_s > MOMENT_S else 0.0
 
     def _fill(self, now: float) -> float:
         """Queue segments of each stream in turn; how long until another look is worth it when none could be."""
@@ -111,7 +106,6 @@ class Wire:
                 continue
             segment = lane.next_segment()
             if segment is not None:
-                lane.receiver.expect(segment.size_bytes)
                 self._queue.append(segment)
                 self._queued_bytes += segment.size_bytes
             if lane.busy():
@@ -142,6 +136,8 @@ class Lane:
         self._sender = sender
         self._frames: deque[tuple[bytes | None, float]] = deque()
         self._gone_bytes = 0
+        self._unsent_bytes = 0
+        self._sent = trio.Event()
 
     def push(self, payload: bytes | None, latency_s: float) -> None:
         """A frame, or None for the end, in order; it joins the pipe when all of it has passed both wires."""
@@ -149,9 +145,16 @@ class Lane:
             self._sender.sent_bytes += len(payload or b"")
             self.pipe.append(payload, trio.current_time() + latency_s)
             return
+        self._unsent_bytes += len(payload or b"")
         self._frames.append((payload, latency_s))
         if len(self._frames) == 1:
             self._sender.join(self)
+
+    async def flushed(self, left_bytes_max: int) -> None:
+        """Wait until at most so much has not left the host, as who writes to a socket does."""
+        while self._unsent_bytes > left_bytes_max and not self.pipe.broken:
+            self._sent = trio.Event()
+            await self._sent.wait()
 
     def busy(self) -> bool:
         """Whether anything is left to send."""
@@ -161,7 +164,8 @@ class Lane:
         """The next piece; None when the stream broke meanwhile."""
         if self.pipe.broken:
             self._frames.clear()
-            self._gone_bytes = 0
+            self._gone_bytes = self._unsent_bytes = 0
+            self._sent.set()
             return None
         payload, latency_s = self._frames[0]
         left_bytes = len(payload or b"") - self._gone_bytes
@@ -173,8 +177,19 @@ class Lane:
         self._gone_bytes = 0
         return _Segment(self, size_bytes, True, payload, latency_s)
 
+    def wake(self) -> None:
+        """The stream broke, perhaps: whoever waits looks again."""
+        self._sent.set()
+
+    def fail(self, why: str) -> None:
+        """What is left will never be sent."""
+        self.pipe.fail(why)
+        self._sent.set()
+
     def depart(self, segment: _Segment) -> None:
         """A piece left the sender."""
+        self._unsent_bytes = max(0, self._unsent_bytes - segment.size_bytes)
+        self._sent.set()
         through_s = self.receiver.arrive(segment.size_bytes)
         if segment.last and not self.pipe.broken:
             self.pipe.append(segment.payload, through_s + segment.latency_s)

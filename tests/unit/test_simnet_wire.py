@@ -51,8 +51,9 @@ class World:
 
 @asynccontextmanager
 async def world(*, latency_s: float = 0.0) -> AsyncIterator[World]:
+    network = SimNetwork(random.Random(1), latency_s=latency_s, window_size_bytes=4 * MIB, send_buffer_bytes=4 * MIB)
     async with AsyncExitStack() as stack:
-        yield World(stack, SimNetwork(random.Random(1), latency_s=latency_s, window_size_bytes=4 * MIB))
+        yield World(stack, network)
 
 
 async def bulk(stream: Stream, frames: int) -> None:
@@ -112,6 +113,17 @@ async def test_many_senders_fill_one_downlink_evenly(autojump_clock: MockClock) 
         await trio.sleep(5)
         assert it.came["ann"][-1][0] - began_s == pytest.approx(3.0, abs=0.1)
         assert max(ended_s.values()) - min(ended_s.values()) < 0.8, "none was shut out by the others"
+
+
+async def test_a_send_returns_when_most_of_it_has_left_the_host(autojump_clock: MockClock) -> None:
+    async with AsyncExitStack() as stack:
+        it = World(stack, SimNetwork(random.Random(1), send_buffer_bytes=MIB // 4))
+        await it.add("ann", up=1 * MIB)
+        await it.add("bob")
+        stream = await it.stream("ann", "bob")
+        began_s = trio.current_time()
+        await stream.send(bytes(MIB))
+        assert trio.current_time() - began_s == pytest.approx(0.75)
 
 
 async def test_a_small_message_waits_behind_the_queue_and_no_longer(autojump_clock: MockClock) -> None:
