@@ -47,3 +47,10 @@ class TransferFailed(HerdError):
     """A blob did not come in: no holder was left, or none made progress. Exit code 1, HTTP 502."""
 
     http_status = 502
+
+
+def only_error(error: BaseException) -> BaseException:
+    """The one error inside the groups that nurseries make."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
