@@ -19,7 +19,8 @@ from node.transport.serving import LINGER_S, serve_stream
 from protocols.errors import LocalProtocolError
 from protocols.framing import frame_header
 from protocols.ids import PeerId, short_peer
-from simnet.pipe import CUT_BREAKS_S, Pipe
+from simnet.pipe import CUT_BREAKS_S, WINDOW_SIZE_BYTES, Pipe
+from simnet.wire import Lane, Wire
 
 
 @attrs.define(eq=False)
@@ -31,10 +32,28 @@ class _Link:
 
 
 class SimNetwork:
-    """All hosts and links. `latency_s` is one way; `jitter_s` adds up to that much per frame, drawn from `rng`."""
+    """All hosts and links. `latency_s` is one way; `jitter_s` adds up to that much per frame, drawn from `rng`.
 
-    def __init__(self, rng: random.Random, latency_s: float = 0.0, jitter_s: float = 0.0) -> None:
+    `queue_s` is how long the queue before a limited link grows. `send_buffer_bytes` is what a stream may leave with its
+    host when a send returns, `window_size_bytes` what it has unread and on its way besides.
+    """
+
+    def __init__(
+        self,
+        rng: random.Random,
+        latency_s: float = 0.0,
+        jitter_s: float = 0.0,
+        *,
+        queue_s: float = 0.1,
+        segment_size_bytes: int = 64 * 1024,
+        window_size_bytes: int = WINDOW_SIZE_BYTES,
+        send_buffer_bytes: int = 256 * 1024,
+    ) -> None:
         self._rng = rng
+        self._queue_s = queue_s
+        self._segment_size_bytes = segment_size_bytes
+        self._window_size_bytes = window_size_bytes
+        self.send_buffer_bytes = send_buffer_bytes
         self._latency_s = latency_s
         self._jitter_s = jitter_s
         self._hosts: dict[str, SimTransport] = {}
@@ -46,17 +65,25 @@ class SimNetwork:
 
     @asynccontextmanager
     async def transport(
-        self, peer_id: PeerId, door: Door, blame: BlameLedger | None = None, *, address: str = ""
+        self,
+        peer_id: PeerId,
+        door: Door,
+        blame: BlameLedger | None = None,
+        *,
+        address: str = "",
+        up_bytes_per_s: float | None = None,
+        down_bytes_per_s: float | None = None,
     ) -> AsyncIterator["SimTransport"]:
         """A host on this network until the block ends; then every stream of it breaks, as when a process dies.
 
-        `address` is the one of an earlier life, by default one that nobody had.
+        `address` is the one of an earlier life, by default one that nobody had. The rates limit its link.
         """
         self._hosts_made += 1
         number = self._hosts_made
         address = address or f"/ip4/10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}/tcp/4701"
         async with open_background() as nursery:
-            host = SimTransport(self, peer_id, door, blame, address, nursery)
+            wire = Wire(up_bytes_per_s, down_bytes_per_s, self._queue_s, self._segment_size_bytes)
+            host = SimTransport(self, peer_id, door, blame, address, nursery, wire)
             self._hosts[address] = host
             try:
                 yield host
@@ -64,6 +91,7 @@ class SimNetwork:
                 del self._hosts[address]
                 for link in self._links_of(peer_id):
                     self._break(link, f"peer {peer_id} is gone")
+                wire.close(f"peer {peer_id} is gone")
 
     def cut(self, one: PeerId, other: PeerId) -> None:
         """Nothing passes between two hosts from now on; their connection breaks when that lasts `CUT_BREAKS_S`."""
@@ -133,12 +161,12 @@ class SimNetwork:
         handler = listener.handler_of(protocol)
         if handler is None:
             raise TransportError(f"peer {peer} does not serve {protocol}")
-        there, back = Pipe(), Pipe()
+        there, back = Pipe(self._window_size_bytes), Pipe(self._window_size_bytes)
         self._streams_made += 1
         number = self._streams_made
         forget: Callable[[], object] = lambda: link.streams.pop(number, None)  # noqa: E731
-        near = SimStream(self, dialer.peer_id, peer, back, there, forget)
-        far = SimStream(self, peer, dialer.peer_id, there, back, forget)
+        near = SimStream(self, dialer.peer_id, peer, back, dialer.lane(there, listener), forget)
+        far = SimStream(self, peer, dialer.peer_id, there, listener.lane(back, dialer), forget)
         link.streams[number] = (near, far)
         listener.start_handler(handler, far)
         return near
@@ -172,9 +200,11 @@ class SimTransport:
         blame: BlameLedger | None,
         address: str,
         nursery: trio.Nursery,
+        wire: Wire,
     ) -> None:
         self.peer_id = peer_id
         self.door = door
+        self.wire = wire
         self._network = network
         self._blame = blame
         self._address = address
@@ -215,6 +245,13 @@ class SimTransport:
         """This host's one address."""
         return [self._address]
 
+    def lane(self, pipe: Pipe, to: "SimTransport") -> Lane:
+        """The way of one direction of a stream from this host to another."""
+        if not self.wire.running and (self.wire.limited_up or to.wire.limited_down):
+            self.wire.running = True
+            self._nursery.start_soon(self.wire.run)
+        return Lane(pipe, self.wire, to.wire)
+
     def handler_of(self, protocol: str) -> StreamHandler | None:
         """Who serves a protocol here."""
         return self._handlers.get(protocol)
@@ -238,14 +275,15 @@ class SimStream:
         owner: PeerId,
         peer: PeerId,
         inbound: Pipe,
-        outbound: Pipe,
+        lane: Lane,
         forget: Callable[[], object],
     ) -> None:
         self.peer = peer
         self._network = network
         self._owner = owner
         self._inbound = inbound
-        self._outbound = outbound
+        self._outbound = lane.pipe
+        self._lane = lane
         self._forget = forget
 
     async def send(self, payload: bytes | memoryview) -> None:
@@ -253,7 +291,10 @@ class SimStream:
         # Too large a frame is refused before anything is done, as by a real stream.
         frame_header(len(payload))
         try:
-            await self._outbound.put(bytes(payload), self._network.latency_s(), self._cut_since)
+            latency_s = self._network.latency_s()
+            await self._outbound.room(len(payload), self._cut_since)
+            self._lane.push(bytes(payload), latency_s)
+            await self._lane.flushed(self._network.send_buffer_bytes)
         except BaseException:
             self.break_off(f"a send of peer {self._owner} ended early")
             raise
@@ -265,7 +306,9 @@ class SimStream:
     async def finish(self) -> None:
         """Nothing more will be sent from here."""
         await trio.lowlevel.checkpoint()
-        self._outbound.end(self._network.latency_s())
+        latency_s = self._network.latency_s()
+        if self._outbound.end():
+            self._lane.push(None, latency_s)
         self._forget_when_done()
 
     async def abort(self) -> None:
@@ -284,12 +327,14 @@ class SimStream:
         """Both directions fail from now on, unless they had ended well before."""
         self._inbound.break_off(why)
         self._outbound.break_off(why)
+        self._lane.wake()
         self._forget()
 
     def wake(self) -> None:
         """The link was cut or mended: look again."""
         self._inbound.wake()
         self._outbound.wake()
+        self._lane.wake()
 
     def _cut_since(self) -> float | None:
         since = self._network.cut_since(self._owner, self.peer)

@@ -23,7 +23,8 @@ CutSince = Callable[[], float | None]
 class Pipe:
     """Frames from one task to another. `ended` says that no further frame will be put."""
 
-    def __init__(self) -> None:
+    def __init__(self, window_size_bytes: int = WINDOW_SIZE_BYTES) -> None:
+        self._window_size_bytes = window_size_bytes
         self._frames: deque[tuple[float, bytes | None]] = deque()
         self._unread_bytes = 0
         self._broken: str | None = None
@@ -31,11 +32,19 @@ class Pipe:
         self._last_ready_s = 0.0
         self.ended = False
 
-    async def put(self, payload: bytes, latency_s: float, cut_since: CutSince) -> None:
-        """Add a frame once the window has room. TransportError when broken, ended, or nobody reads."""
+    @property
+    def broken(self) -> bool:
+        """Whether what is put now would reach nobody."""
+        return self._broken is not None
+
+    async def room(self, size_bytes: int, cut_since: CutSince) -> None:
+        """Take room in the window for a frame, once it has any; the frame is to be put by `append`.
+
+        TransportError when broken, ended, or nobody reads.
+        """
         await trio.lowlevel.checkpoint()
         deadline_s = trio.current_time() + STALL_TIMEOUT_S
-        while self._broken is None and self._unread_bytes >= WINDOW_SIZE_BYTES:
+        while self._broken is None and self._unread_bytes >= self._window_size_bytes:
             if trio.current_time() >= deadline_s:
                 self.break_off(f"the reader took nothing for {STALL_TIMEOUT_S:g} s")
                 break
@@ -47,13 +56,21 @@ class Pipe:
             raise TransportError(self._broken)
         if self.ended:
             raise TransportError("the stream is finished on this side")
-        self._append(payload, latency_s)
+        self._unread_bytes += size_bytes
 
-    def end(self, latency_s: float) -> None:
-        """No further frame comes."""
-        if not self.ended and self._broken is None:
-            self.ended = True
-            self._append(None, latency_s)
+    def append(self, payload: bytes | None, ready_s: float) -> None:
+        """Add a frame that room was taken for, or None as the end; it can be read from `ready_s` on."""
+        # Jitter never reorders a stream.
+        self._last_ready_s = max(self._last_ready_s, ready_s)
+        self._frames.append((self._last_ready_s, payload))
+        self.wake()
+
+    def end(self) -> bool:
+        """No further room will be taken; whether this ended it."""
+        if self.ended or self._broken is not None:
+            return False
+        self.ended = True
+        return True
 
     async def take(self, size_bytes_max: int | None, cut_since: CutSince) -> bytes | None:
         """The next frame when its time has come, None at the end; None as limit means any size."""
@@ -68,7 +85,12 @@ class Pipe:
 
     def break_off(self, why: str) -> None:
         """Fail both ends from now on; frames on the way are lost, but what was finished can be read to its end."""
-        if self._broken is None and not self.ended:
+        if not self.ended:
+            self.fail(why)
+
+    def fail(self, why: str) -> None:
+        """Fail both ends from now on, though the frames to its end are on their way."""
+        if self._broken is None:
             self._broken = why
             self.ended = True
             self._frames.clear()
@@ -79,13 +101,6 @@ class Pipe:
         """Let both ends look again."""
         changed, self._changed = self._changed, trio.Event()
         changed.set()
-
-    def _append(self, payload: bytes | None, latency_s: float) -> None:
-        # Jitter never reorders a stream.
-        self._last_ready_s = max(self._last_ready_s, trio.current_time() + latency_s)
-        self._frames.append((self._last_ready_s, payload))
-        self._unread_bytes += len(payload or b"")
-        self.wake()
 
     def _pop(self, size_bytes_max: int | None) -> bytes | None:
         _, payload = self._frames[0]

@@ -92,31 +92,40 @@ class Swarm:
         blobs: MemoryBlobs | None = None,
         config: ExchangeConfig | None = None,
         nearness: Callable[[PeerId], int] = alike,
+        *,
+        up_bytes_per_s: float | None = None,
+        down_bytes_per_s: float | None = None,
     ) -> Peer:
-        """Start a node."""
+        """Start a node, its link limited to these rates."""
         blobs = blobs if blobs is not None else MemoryBlobs(chunk_size_bytes=CHUNK)
-        peer: Peer = await self._nursery.start(self._run, name, blobs, config or self._config, nearness)
+        rates = (up_bytes_per_s, down_bytes_per_s)
+        peer: Peer = await self._nursery.start(self._run, name, blobs, config or self._config, nearness, rates)
         for other in self.peers.values():
             other.transport.learn(peer.id, peer.transport.addresses())
             peer.transport.learn(other.id, other.transport.addresses())
         self.peers[name] = peer
         return peer
 
-    async def _run(  # type: ignore[no-untyped-def]
+    async def _run(
         self,
         name: str,
         blobs: MemoryBlobs,
         config: ExchangeConfig,
         nearness: Callable[[PeerId], int],
+        rates: tuple[float | None, float | None],
         *,
-        task_status,
+        task_status: trio.TaskStatus[Peer],
     ) -> None:
         me = Identity(name.encode().ljust(32, b".")).peer_id
         bus = EventBus()
         blame = BlameLedger(bus)
         with trio.CancelScope() as scope:
             async with AsyncExitStack() as stack:
-                transport = await stack.enter_async_context(self._network.transport(me, MeshKeyDoor(b"k" * 32), blame))
+                up, down = rates
+                host = self._network.transport(
+                    me, MeshKeyDoor(b"k" * 32), blame, up_bytes_per_s=up, down_bytes_per_s=down
+                )
+                transport = await stack.enter_async_context(host)
                 carrier = StreamCarrier(transport)
                 rng = random.Random(name)
                 exchange = ExchangeService(
@@ -128,9 +137,11 @@ class Swarm:
 
 
 @asynccontextmanager
-async def open_swarm(*, latency_s: float = 0.01, config: ExchangeConfig | None = None) -> AsyncIterator[Swarm]:
+async def open_swarm(
+    *, latency_s: float = 0.01, config: ExchangeConfig | None = None, network: SimNetwork | None = None
+) -> AsyncIterator[Swarm]:
     """A network with no node yet; all nodes end with the block."""
-    network = SimNetwork(random.Random(7), latency_s=latency_s)
+    network = network or SimNetwork(random.Random(7), latency_s=latency_s)
     async with trio.open_nursery() as nursery:
         yield Swarm(network, nursery, config or ExchangeConfig())
         nursery.cancel_scope.cancel()

@@ -40,14 +40,17 @@ def identity_of(name: str) -> Identity:
     return Identity(name.encode().ljust(32, b"."))
 
 
-def simulated_nodes(latency_s: float = 0.01) -> OpenNode:
-    """Nodes on one simulated network."""
+def simulated_nodes(latency_s: float = 0.01, bytes_per_s: float | None = None) -> OpenNode:
+    """Nodes on one simulated network, each link limited to `bytes_per_s` both ways."""
     network = SimNetwork(random.Random(7), latency_s=latency_s, jitter_s=latency_s)
 
     @asynccontextmanager
     async def open_node(name: str, mesh_key: bytes) -> AsyncIterator[Node]:
         identity, blame = identity_of(name), BlameLedger(EventBus())
-        async with network.transport(identity.peer_id, MeshKeyDoor(mesh_key), blame) as transport:
+        host = network.transport(
+            identity.peer_id, MeshKeyDoor(mesh_key), blame, up_bytes_per_s=bytes_per_s, down_bytes_per_s=bytes_per_s
+        )
+        async with host as transport:
             yield Node(identity.peer_id, transport, blame)
 
     return open_node

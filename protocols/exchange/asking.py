@@ -17,7 +17,6 @@ from protocols.effects import Effect, Event, Received, Send
 from protocols.errors import LocalProtocolError, RemoteProtocolError
 from protocols.exchange.config import ExchangeConfig
 from protocols.exchange.messages import (
-    RECIPE_SIZE_BYTES_MAX,
     WANTS_MAX,
     Bitfield,
     Cancel,
@@ -32,6 +31,7 @@ from protocols.exchange.messages import (
     RecipePage,
     Want,
     Welcome,
+    recipe_size_bytes_max,
     to_ranges,
 )
 from protocols.ids import Digest, PeerId, RecipeId
@@ -96,12 +96,14 @@ class Welcomed(Effect):
 
 @attrs.frozen
 class BlobHeld(Effect):
-    """The giver holds these chunks of an open blob. `recipe` is empty when it is too large to come along."""
+    """The giver holds these chunks of an open blob; `recipe` is empty when large; `turn` and `load` are its hints."""
 
     digest: Digest
     bits: Bits
     recipe_id: RecipeId
     recipe: bytes
+    turn: int = 0
+    load: int = 0
 
 
 @attrs.frozen
@@ -117,6 +119,7 @@ class BlobGained(Effect):
 
     digest: Digest
     indices: tuple[int, ...]
+    load: int = 0
 
 
 @attrs.frozen
@@ -164,11 +167,6 @@ class _Blob:
     recipe_id: RecipeId | None = None
     wants: dict[int, _Want] = attrs.field(factory=dict)
     recipe: bytearray | None = None
-
-
-def recipe_size_bytes_max(blob_size_bytes: int) -> int:
-    """The largest recipe a blob may have: 1 MiB, or 1/64 of the blob for a large one."""
-    return min(RECIPE_SIZE_BYTES_MAX, max(1024 * 1024, blob_size_bytes // 64))
 
 
 class AskingSession:
@@ -326,7 +324,8 @@ class AskingSession:
         if blob is None:
             return []
         blob.chunk_count, blob.recipe_id, blob.recipe = message.chunk_count, RecipeId(message.recipe_id), None
-        return [BlobHeld(message.digest, message.held(), RecipeId(message.recipe_id), message.recipe)]
+        recipe_id = RecipeId(message.recipe_id)
+        return [BlobHeld(message.digest, message.held(), recipe_id, message.recipe, message.turn, message.load)]
 
     def _missing(self, message: Missing) -> list[Effect]:
         blob = self._current(message.digest)
@@ -341,7 +340,7 @@ class AskingSession:
             return []
         if max(message.indices) >= blob.chunk_count:
             raise RemoteProtocolError(f"{message.digest} has {blob.chunk_count} chunks, not {max(message.indices)}")
-        return [BlobGained(message.digest, message.indices)]
+        return [BlobGained(message.digest, message.indices, message.load)]
 
     def _recipe_page(self, message: RecipePage) -> list[Effect]:
         blob = self._current(message.digest)

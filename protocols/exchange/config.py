@@ -18,7 +18,7 @@ class ExchangeConfig:
         unit="bytes",
         minimum=_MIB // 16,
         maximum=1024 * _MIB,
-        help="How much is asked of a peer before its first chunk has come; grows with what half a second brings.",
+        help="How much is asked of a peer before its first chunk has come; then it follows bandwidth x delay.",
     )
     outstanding_bytes_max: int = option(
         32 * _MIB,
@@ -47,6 +47,13 @@ class ExchangeConfig:
         minimum=CHUNK_SIZE_BYTES_MAX,
         maximum=65536 * _MIB,
         help="The most memory that chunks on their way out take, over all peers.",
+    )
+    serve_sends_max: int = option(
+        64,
+        unit="chunks",
+        minimum=1,
+        maximum=4096,
+        help="How many chunks are sent at a time at most; it begins with one and adds while that brings more in all.",
     )
     serve_timeout_s: float = option(
         30.0,
@@ -90,7 +97,7 @@ class ExchangeConfig:
         unit="seconds",
         minimum=0.0,
         maximum=10.0,
-        help="Chunks that arrived here are announced together, at most this long after the first of them.",
+        help="A chunk that arrived is announced at once; those within this time after it are announced together.",
     )
     open_timeout_s: float = option(
         5.0, unit="seconds", minimum=0.1, maximum=300.0, help="How long reaching a holder may take."

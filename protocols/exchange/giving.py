@@ -34,8 +34,11 @@ from protocols.exchange.messages import (
     Welcome,
     from_ranges,
 )
+from protocols.exchange.spread import Spread
 from protocols.ids import Digest, PeerId, RecipeId
 
+LOOKAHEAD_CHUNKS = 32
+"""How far down its queue an asker's next chunk is looked for."""
 HAVE_TIMER = "have"
 
 
@@ -116,17 +119,22 @@ class WantedChunk:
 
 @attrs.define
 class _Opened:
+    turn: int
     found: BlobFound | None = None
     gained: dict[int, None] = attrs.field(factory=dict)
     answered: bool = False
 
 
 class GivingSession:
-    """One asker, one session. Raises RemoteProtocolError when the asker breaks a rule."""
+    """One asker, one session. Raises RemoteProtocolError when the asker breaks a rule.
 
-    def __init__(self, peer: PeerId, config: ExchangeConfig) -> None:
+    `spread` is shared by all sessions of a node; `end` lets go of what this one has of it.
+    """
+
+    def __init__(self, peer: PeerId, config: ExchangeConfig, spread: Spread | None = None) -> None:
         self._peer = peer
         self._config = config
+        self._spread = spread if spread is not None else Spread()
         self._greeted = False
         self._timer_set = False
         self._opened: dict[Digest, _Opened] = {}
@@ -168,12 +176,30 @@ class GivingSession:
     # The queue
 
     def peek(self) -> WantedChunk | None:
-        """The want that comes next, in the order they were asked; None when all are under way."""
-        return next((want for want in self._wants.values() if want.state is _State.QUEUED), None)
+        """The want that comes next; None when all are under way.
+
+        Of the first in the queue it is the one that was given least often, in the order they were asked.
+        """
+        best, copies_min, seen = None, 0, 0
+        for want in self._wants.values():
+            if want.state is not _State.QUEUED:
+                continue
+            copies = self._spread.copies(want.digest, want.index)
+            if best is None or copies < copies_min:
+                best, copies_min = want, copies
+            seen += 1
+            if not copies_min or seen >= LOOKAHEAD_CHUNKS:
+                break
+        return best
+
+    def copies(self, want: WantedChunk) -> int:
+        """How often the chunk of a want was given already, to any asker."""
+        return self._spread.copies(want.digest, want.index)
 
     def take(self, want: WantedChunk) -> None:
         """Its chunk is being read now."""
         want.state = _State.READING
+        self._spread.gives(want.digest, want.index)
 
     def begin_sending(self, want: WantedChunk) -> bool:
         """Whether the chunk that was read is still wanted; from here on it goes."""
@@ -190,8 +216,15 @@ class GivingSession:
         """Its chunk could not be read."""
         if self._wants.get((want.digest, want.index)) is not want:
             return []
-        del self._wants[want.digest, want.index]
+        self._drop(want)
         return [self._send(DontHave(want.digest, (want.index,)))]
+
+    def end(self) -> None:
+        """The session is over."""
+        for want in list(self._wants.values()):
+            self._drop(want)
+        for digest in self._opened:
+            self._spread.part(digest, self)
 
     # What the asker says
 
@@ -206,7 +239,7 @@ class GivingSession:
             raise RemoteProtocolError(f"{message.digest} is open already")
         if len(self._opened) >= OPEN_BLOBS_MAX:
             raise RemoteProtocolError(f"a session has at most {OPEN_BLOBS_MAX} blobs open")
-        self._opened[message.digest] = _Opened()
+        self._opened[message.digest] = _Opened(self._spread.join(message.digest, self))
         return [LookUp(message.digest)]
 
     def _get_recipe(self, message: GetRecipe) -> list[Effect]:
@@ -241,7 +274,9 @@ class GivingSession:
         self._known(message.digest)
         del self._opened[message.digest]
         indices = [index for digest, index in self._wants if digest == message.digest]
-        return [*self._end_unsent(message.digest, indices, Cancelled), BlobReleased(message.digest)]
+        ended = self._end_unsent(message.digest, indices, Cancelled)
+        self._spread.part(message.digest, self)
+        return [*ended, BlobReleased(message.digest)]
 
     # What the store says
 
@@ -253,8 +288,11 @@ class GivingSession:
         opened.found, opened.answered = event, True
         opened.gained.clear()
         inline = event.recipe if len(event.recipe) <= RECIPE_INLINE_SIZE_BYTES_MAX else b""
-        bits = event.bits.to_bytes()
-        return [*effects, self._send(Bitfield(event.digest, event.bits.count, bits, event.recipe_id, inline))]
+        count, bits, load = event.bits.count, event.bits.to_bytes(), self._spread.load
+        return [
+            *effects,
+            self._send(Bitfield(event.digest, count, bits, event.recipe_id, inline, opened.turn, load)),
+        ]
 
     def _blob_not_found(self, event: BlobNotFound) -> list[Effect]:
         opened = self._opened.get(event.digest)
@@ -270,23 +308,21 @@ class GivingSession:
         if opened is None or opened.found is None:
             return []
         opened.gained[event.index] = None
-        if self._timer_set:
-            return []
-        self._timer_set = True
-        return [SetTimer(HAVE_TIMER, self._config.have_interval_s)]
+        # The first is told at once, that it is soon asked for; those that follow soon are told together.
+        return [] if self._timer_set else self._announce()
 
     def _blob_changed(self, event: BlobChanged) -> list[Effect]:
         return [LookUp(event.digest)] if event.digest in self._opened else []
 
-    def _announce(self, _event: TimerFired) -> list[Effect]:
-        self._timer_set = False
+    def _announce(self, _event: TimerFired | None = None) -> list[Effect]:
         effects: list[Effect] = []
         for digest, opened in self._opened.items():
             gained = tuple(opened.gained)
             opened.gained.clear()
             for first in range(0, len(gained), INDICES_MAX):
-                effects.append(self._send(Have(digest, gained[first : first + INDICES_MAX])))
-        return effects
+                effects.append(self._send(Have(digest, gained[first : first + INDICES_MAX], self._spread.load)))
+        self._timer_set = bool(effects)
+        return [*effects, SetTimer(HAVE_TIMER, self._config.have_interval_s)] if effects else []
 
     # Bookkeeping
 
@@ -304,9 +340,14 @@ class GivingSession:
         for index in indices:
             want = self._wants.get((digest, index))
             if want is not None and want.state is not _State.SENDING:
-                del self._wants[digest, index]
+                self._drop(want)
                 ended.append(index)
         return [self._send(answer(digest, tuple(ended)))] if ended else []
+
+    def _drop(self, want: WantedChunk) -> None:
+        del self._wants[want.digest, want.index]
+        if want.state is not _State.QUEUED:
+            self._spread.gave_not(want.digest, want.index)
 
     def _send(self, message: object) -> Send:
         return Send(self._peer, message)

@@ -22,6 +22,8 @@ MESSAGE_SIZE_BYTES_MAX = 2 * 1024 * 1024
 """A bitfield of the largest recipe (500 kB) and a page of a recipe (1 MiB) fit."""
 CHUNK_HEADER_SIZE_BYTES_MAX = 256
 TICKET_SIZE_BYTES = 16
+HINT_MAX = 1 << 32
+"""The largest turn or load a giver may name; both only order what is asked."""
 OPEN_BLOBS_MAX = 1024
 """How many blobs one session may have open."""
 WANTS_MAX = 1024
@@ -98,7 +100,8 @@ class Open:
 class Bitfield:
     """Giver: what is held of a blob. Comes again when the blob is received anew under another recipe.
 
-    `recipe` is the recipe's canonical form when that is small, else empty.
+    `recipe` is the recipe's canonical form when that is small, else empty. `turn` is the asker's place in the
+    blob, the lowest that no other asker of this giver has (see `spread.place_of`), and `load` how many askers it has.
     """
 
     digest: Digest = attrs.field(validator=_digest)
@@ -106,6 +109,8 @@ class Bitfield:
     bits: bytes
     recipe_id: bytes = attrs.field(validator=_length(32, 32))
     recipe: bytes = attrs.field(default=b"", validator=_length(0, RECIPE_INLINE_SIZE_BYTES_MAX), repr=False)
+    turn: int = attrs.field(default=0, validator=_between(0, HINT_MAX))
+    load: int = attrs.field(default=0, validator=_between(0, HINT_MAX))
 
     def __attrs_post_init__(self) -> None:
         Bits.from_bytes(self.chunk_count, self.bits)
@@ -151,10 +156,11 @@ class RecipePage:
 
 @attrs.frozen
 class Have:
-    """Giver: these chunks of an open blob are held too."""
+    """Giver: these chunks of an open blob are held too. `load` is how many askers it has by now."""
 
     digest: Digest = attrs.field(validator=_digest)
     indices: tuple[int, ...] = attrs.field(validator=_indices)
+    load: int = attrs.field(default=0, validator=_between(0, HINT_MAX))
 
 
 @attrs.frozen
@@ -233,6 +239,11 @@ class ChunkHeader:
 
 
 CHUNKS_CODEC = Codec({1: Attach, 2: ChunkHeader})
+
+
+def recipe_size_bytes_max(blob_size_bytes: int) -> int:
+    """The largest recipe a blob may have: 1 MiB, or 1/64 of the blob for a large one."""
+    return min(RECIPE_SIZE_BYTES_MAX, max(1024 * 1024, blob_size_bytes // 64))
 
 
 def to_ranges(indices: Iterable[int]) -> tuple[Range, ...]:

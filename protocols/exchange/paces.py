@@ -1,7 +1,12 @@
 """How fast each peer gives, how much may be asked of it, and when it is late: shared by all transfers of a node.
 
-The one place that later work changes to let outstanding bytes follow bandwidth x delay.
+What may be asked follows bandwidth x delay: the best rate of the last chunks, times how long a chunk takes when nothing
+was asked before it. Half of that again and two chunks (many, when they are small) lie ready at the peer, so that it
+never runs dry; what waits longer at one peer others could have given.
 """
+
+from collections import deque
+from collections.abc import Hashable
 
 import attrs
 
@@ -10,9 +15,21 @@ from protocols.ids import PeerId
 
 LATE_S = 30.0
 """How long a late peer is passed over where others hold the same chunk."""
-QUEUE_S = 0.5
-"""How much is asked of a peer ahead, in seconds at its rate. What waits longer at one peer others could have given."""
+AHEAD_FACTOR = 1.5
+"""How many times bandwidth x delay is asked for: a rate that the window holds down can show itself, and is let grow."""
+AHEAD_CHUNKS = 2
+AHEAD_PART = 8
+"""Small chunks lie ready by bytes: an eighth of what is asked at the start."""
+SAMPLES = 8
+"""Over how many chunks the best rate and the least delay are taken; a burst or a pause within moves neither."""
 _WEIGHT = 0.3
+
+
+@attrs.frozen
+class _Want:
+    asked_at_s: float
+    ahead_bytes: int
+    came_before_bytes: int
 
 
 @attrs.define
@@ -20,11 +37,35 @@ class _Pace:
     window_bytes: int
     outstanding_bytes: int = 0
     outstanding_chunks: int = 0
-    waiting_chunks: int = 0
+    waiting_bytes: int = 0
+    wants: deque[_Want] = attrs.field(factory=deque)
     since_s: float = 0.0
     came_bytes: int = 0
     rate_bytes_per_s: float | None = None
+    rates_bytes_per_s: deque[float] = attrs.field(factory=lambda: deque(maxlen=SAMPLES))
+    delays_s: deque[float] = attrs.field(factory=lambda: deque(maxlen=SAMPLES))
+    delay_min_s: float = float("inf")
     late_until_s: float = float("-inf")
+    hungry: dict[Hashable, int] = attrs.field(factory=dict)
+
+    def measure(self, want: _Want, now: float) -> None:
+        """Learn from a chunk that came: what came since it was asked, and how long it alone took."""
+        elapsed_s = now - want.asked_at_s
+        if elapsed_s <= 0:
+            return
+        rate = (self.came_bytes - want.came_before_bytes) / elapsed_s
+        before = self.rate_bytes_per_s
+        self.rate_bytes_per_s = rate if before is None else before + _WEIGHT * (rate - before)
+        self.rates_bytes_per_s.append(rate)
+        self.delay_min_s = min(self.delay_min_s, elapsed_s)
+        # While too little is asked the rate looks low, and this too small; then the least ever seen stands.
+        self.delays_s.append(elapsed_s - want.ahead_bytes / max(self.rates_bytes_per_s))
+
+    def pipe_bytes(self) -> int:
+        """What is on its way at a time when the peer is kept busy, and half of that again."""
+        if not self.rates_bytes_per_s:
+            return self.window_bytes
+        return int(AHEAD_FACTOR * max(self.rates_bytes_per_s) * max(self.delay_min_s, min(self.delays_s)))
 
 
 class Paces:
@@ -49,9 +90,21 @@ class Paces:
         pace = self._peers.get(peer)
         return None if pace is None else pace.rate_bytes_per_s
 
-    def allows(self, peer: PeerId, size_bytes: int, now: float) -> bool:
-        """Whether a chunk of this size may be asked of the peer now."""
+    def hunger(self, peer: PeerId, transfer: Hashable, priority: int) -> None:
+        """A transfer would ask more of the peer; until `sated`, those of lower priority ask nothing of it."""
+        self._pace(peer).hungry[transfer] = priority
+
+    def sated(self, peer: PeerId, transfer: Hashable) -> None:
+        """The transfer has nothing more to ask of the peer now."""
+        pace = self._peers.get(peer)
+        if pace is not None:
+            pace.hungry.pop(transfer, None)
+
+    def allows(self, peer: PeerId, size_bytes: int, now: float, priority: int = 0) -> bool:
+        """Whether a chunk of this size may be asked of the peer now, by a transfer of this priority."""
         pace = self._pace(peer)
+        if pace.hungry and max(pace.hungry.values()) > priority:
+            return False
         if self._outstanding_bytes and self._outstanding_bytes + size_bytes > self._config.receive_buffer_bytes:
             return False
         if pace.outstanding_chunks == 0:
@@ -59,15 +112,17 @@ class Paces:
         return (
             not self.is_late(peer, now)
             and pace.outstanding_chunks < self._config.outstanding_chunks_max
-            and pace.outstanding_bytes + size_bytes <= pace.window_bytes
+            and pace.outstanding_bytes + size_bytes <= self._config.outstanding_bytes_max
+            and pace.waiting_bytes + size_bytes <= pace.window_bytes
         )
 
     def asked(self, peer: PeerId, size_bytes: int, now: float) -> None:
         """A chunk was asked of the peer."""
         pace = self._pace(peer)
-        if pace.waiting_chunks == 0:
-            pace.since_s, pace.came_bytes = now, 0
-        pace.waiting_chunks += 1
+        if not pace.wants:
+            pace.since_s = now
+        pace.wants.append(_Want(now, pace.waiting_bytes, pace.came_bytes))
+        pace.waiting_bytes += size_bytes
         pace.outstanding_chunks += 1
         pace.outstanding_bytes += size_bytes
         self._outstanding_bytes += size_bytes
@@ -75,23 +130,20 @@ class Paces:
     def came(self, peer: PeerId, size_bytes: int, now: float) -> None:
         """A chunk asked of the peer came; it counts as outstanding until it has `ended`."""
         pace = self._pace(peer)
-        pace.waiting_chunks -= 1
+        pace.waiting_bytes -= size_bytes
         pace.came_bytes += size_bytes
-        pace.late_until_s = float("-inf")
-        elapsed_s = now - pace.since_s
-        if elapsed_s > 0:
-            rate = pace.came_bytes / elapsed_s
-            before = pace.rate_bytes_per_s
-            pace.rate_bytes_per_s = rate if before is None else before + _WEIGHT * (rate - before)
-            pace.since_s, pace.came_bytes = now, 0
-        ahead_bytes = max(self._config.outstanding_start_bytes, int(QUEUE_S * (pace.rate_bytes_per_s or 0.0)))
-        pace.window_bytes = min(self._config.outstanding_bytes_max, pace.window_bytes + size_bytes, ahead_bytes)
+        pace.since_s, pace.late_until_s = now, float("-inf")
+        # Chunks come in the order they were asked, or nearly: which of the wants this one was hardly matters.
+        pace.measure(pace.wants.popleft(), now)
+        ready_bytes = max(AHEAD_CHUNKS * size_bytes, self._config.outstanding_start_bytes // AHEAD_PART)
+        pace.window_bytes = min(self._config.outstanding_bytes_max, pace.pipe_bytes() + ready_bytes)
 
     def ended(self, peer: PeerId, size_bytes: int, *, came: bool) -> None:
         """A want is over: stored or thrown away when it `came`, else answered without a chunk or lost."""
         pace = self._pace(peer)
         if not came:
-            pace.waiting_chunks -= 1
+            pace.waiting_bytes -= size_bytes
+            pace.wants.pop()  # Whatever is taken back was asked last.
         pace.outstanding_chunks -= 1
         pace.outstanding_bytes -= size_bytes
         self._outstanding_bytes -= size_bytes
@@ -99,7 +151,7 @@ class Paces:
     def notice_late(self, peer: PeerId, size_bytes: int, now: float) -> bool:
         """Whether the peer, asked for chunks of about this size, is late; once late it stays so for a while."""
         pace = self._pace(peer)
-        if pace.waiting_chunks and now - pace.since_s >= self.patience_s(peer, size_bytes):
+        if pace.wants and now - pace.since_s >= self.patience_s(peer, size_bytes):
             pace.late_until_s = now + LATE_S
             pace.window_bytes = min(pace.window_bytes, self._config.outstanding_start_bytes)
         return self.is_late(peer, now)
@@ -120,13 +172,13 @@ class Paces:
         pace = self._pace(peer)
         if pace.rate_bytes_per_s is None:
             return None
-        gone_s = now - pace.since_s if pace.waiting_chunks else 0.0
+        gone_s = now - pace.since_s if pace.wants else 0.0
         return max(0.0, size_bytes / pace.rate_bytes_per_s - gone_s)
 
     def forget(self, peer: PeerId) -> None:
         """Drop what is known of a peer that nothing is outstanding at."""
         pace = self._peers.get(peer)
-        if pace is not None and pace.outstanding_chunks == 0:
+        if pace is not None and pace.outstanding_chunks == 0 and not pace.hungry:
             del self._peers[peer]
 
     def _pace(self, peer: PeerId) -> _Pace:

@@ -4,6 +4,7 @@ The rules, in their order:
 1. A chunk that nobody was asked for goes to a holder with room: the rarest first, this node's own place among equals.
 2. Each chunk is asked once, until every chunk that is missing has been asked. Only then (the endgame) an idle holder
    is asked for a second copy of what another would give later; the copy that is not needed is cancelled.
+   Before that, what an idle holder could give much sooner is taken back from another, and asked when that has ended.
 3. A holder that is late is passed over, and what it was asked for goes to another holder that has room.
 4. What a lost peer was asked for is asked of others at once.
 How much may be outstanding at a peer, and when it is late, `Paces` knows.
@@ -13,103 +14,39 @@ from collections.abc import Callable
 from random import Random
 
 import attrs
-from blake3 import blake3
 
 from protocols.bits import Bits
 from protocols.effects import CancelTimer, Effect, Event, SetTimer, TimerFired
 from protocols.errors import LocalProtocolError
 from protocols.exchange.config import ExchangeConfig
 from protocols.exchange.paces import Paces
+from protocols.exchange.picks import (
+    Ask,
+    ChunkArrived,
+    ChunkDropped,
+    ChunkWritten,
+    PeerGained,
+    PeerLost,
+    PeerReady,
+    RoomFreed,
+    WantsEnded,
+    Withdraw,
+)
 from protocols.exchange.rarity import Rarity
-from protocols.ids import Digest, PeerId
+from protocols.exchange.spread import place_of
+from protocols.ids import PeerId
 
 COPIES_MAX = 2
 """How many holders may be asked for one chunk at a time in the endgame."""
+SOONER_FACTOR, SOONER_S = 2.0, 0.1
+"""A chunk is moved to an idle holder that takes less than half as long and a tenth of a second less than the other."""
 LATE_TIMER = "late"
-
-
-@attrs.frozen
-class PeerReady(Event):
-    """A peer holds these chunks; a second time it replaces the first, and what was asked stays asked."""
-
-    peer: PeerId
-    bits: Bits
-
-
-@attrs.frozen
-class PeerGained(Event):
-    """A ready peer holds these chunks too."""
-
-    peer: PeerId
-    indices: tuple[int, ...]
-
-
-@attrs.frozen
-class PeerLost(Event):
-    """A peer is gone, banned or not a source any more: nothing asked of it will come."""
-
-    peer: PeerId
-
-
-@attrs.frozen
-class WantsEnded(Event):
-    """Wants were answered without a chunk: cancelled as asked, or `gone` from the peer."""
-
-    peer: PeerId
-    indices: tuple[int, ...]
-    gone: bool
-
-
-@attrs.frozen
-class ChunkArrived(Event):
-    """A chunk's bytes are here, not yet checked; `ChunkWritten` or `ChunkDropped` follows."""
-
-    peer: PeerId
-    index: int
-
-
-@attrs.frozen
-class ChunkWritten(Event):
-    """An arrived chunk was checked and stored."""
-
-    peer: PeerId
-    index: int
-
-
-@attrs.frozen
-class ChunkDropped(Event):
-    """An arrived chunk was thrown away: its bytes were wrong, or another copy had come first."""
-
-    peer: PeerId
-    index: int
-
-
-@attrs.frozen
-class RoomFreed(Event):
-    """More may be asked of a peer than before; of any peer when None."""
-
-    peer: PeerId | None
-
-
-@attrs.frozen
-class Ask(Effect):
-    """Want these chunks of a peer. `Paces.asked` has been told already."""
-
-    peer: PeerId
-    indices: tuple[int, ...]
-
-
-@attrs.frozen
-class Withdraw(Effect):
-    """Cancel these wants at a peer; `WantsEnded` or `ChunkArrived` follows for each."""
-
-    peer: PeerId
-    indices: tuple[int, ...]
 
 
 @attrs.define
 class _Holder:
     mask: int
+    load: int = 0
     asked: dict[int, None] = attrs.field(factory=dict)  # an ordered set: the peer answers in this order
     cancelling: int = 0
 
@@ -126,18 +63,20 @@ class _Plan:
         return withdrawn + [Ask(peer, tuple(indices)) for peer, indices in self.asks.items()]
 
 
-def own_place(me: PeerId, digest: Digest, chunk_count: int) -> int:
-    """Where in the blob this node begins: anywhere, but always the same."""
-    seed = blake3(f"{me} {digest}".encode()).digest(8)
-    return int.from_bytes(seed, "big") % chunk_count if chunk_count else 0
-
-
 class Picker:
     """One blob's transfer: `held` is what is here at the start, `sizes_bytes` the size of each chunk."""
 
     def __init__(
-        self, sizes_bytes: tuple[int, ...], held: Bits, start: int, paces: Paces, config: ExchangeConfig, rng: Random
+        self,
+        sizes_bytes: tuple[int, ...],
+        held: Bits,
+        start: int,
+        paces: Paces,
+        config: ExchangeConfig,
+        rng: Random,
+        priority: int = 0,
     ) -> None:
+        self.priority = priority
         self._sizes_bytes = sizes_bytes
         self._paces = paces
         self._config = config
@@ -147,6 +86,11 @@ class Picker:
         self._holders: dict[PeerId, _Holder] = {}
         self._askers: dict[int, dict[PeerId, None]] = {}
         self._arrived: dict[int, int] = {}
+        self._asked = 0
+        self._returning = 0
+        self._promised: dict[PeerId, int] = {}
+        self._placed_by: PeerId | None = None
+        self._begun = False
         self._timer_set = False
         self._handlers: dict[type[Event], Callable[..., None]] = {
             PeerReady: self._peer_ready,
@@ -168,6 +112,11 @@ class Picker:
         """What a peer was asked for and has not answered."""
         holder = self._holders.get(peer)
         return () if holder is None else tuple(holder.asked)
+
+    def end(self) -> None:
+        """Nothing more will be asked: transfers of lower priority may."""
+        for peer in self._holders:
+            self._paces.sated(peer, self)
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take one event at `now` in seconds; give Ask, Withdraw and timer effects."""
@@ -191,7 +140,9 @@ class Picker:
         holder = self._holders.setdefault(event.peer, _Holder(0))
         self._rarity.lost(holder.mask)
         holder.mask = self._rarity.mask_of_bits(event.bits)
+        holder.load = event.load
         self._rarity.gained(holder.mask)
+        self._take_place(event)
         self._fill(now, plan)
 
     def _peer_gained(self, event: PeerGained, now: float, plan: _Plan) -> None:
@@ -199,7 +150,9 @@ class Picker:
         if holder is not None:
             more = self._rarity.mask(event.indices) & ~holder.mask
             holder.mask |= more
+            holder.load = event.load
             self._rarity.gained(more)
+            self._unburden(event.peer, event.indices, now, plan)
             self._fill(now, plan)
 
     def _peer_lost(self, event: PeerLost, now: float, plan: _Plan) -> None:
@@ -211,23 +164,24 @@ class Picker:
         if holder is None:
             return
         mask = self._rarity.mask(event.indices)
-        holder.cancelling &= ~mask
         if event.gone:
             self._rarity.lost(mask & holder.mask)
             holder.mask &= ~mask
         for index in event.indices:
             self._unask(event.peer, holder, index)
+        holder.cancelling &= ~mask
         self._fill(now, plan)
 
     def _chunk_arrived(self, event: ChunkArrived, now: float, plan: _Plan) -> None:
+        self._begun = True
         self._arrived[event.index] = self._arrived.get(event.index, 0) + 1
         mask = self._rarity.bit(event.index)
         self._free &= ~mask
         holder = self._holders.get(event.peer)
         if holder is not None:
             # Cancelled wants whose chunk was on its way already end here too.
-            holder.cancelling &= ~mask
             self._unask(event.peer, holder, event.index)
+            holder.cancelling &= ~mask
 
     def _chunk_written(self, event: ChunkWritten, now: float, plan: _Plan) -> None:
         self._arrival_over(event.index)
@@ -260,16 +214,24 @@ class Picker:
 
     # What to do about it
 
+    def _take_place(self, event: PeerReady) -> None:
+        """Begin where a holder of the whole says, all askers by the same holder's word, before anything has come."""
+        if not event.bits.complete() or self._begun or (self._placed_by or event.peer) < event.peer:
+            return
+        self._placed_by = event.peer
+        self._rarity.begin_at(place_of(event.turn, len(self._sizes_bytes)))
+
     def _fill(self, now: float, plan: _Plan, only: PeerId | None = None) -> None:
         """Ask one chunk of each peer in turn until nobody has room or nothing is left to ask."""
         if self.complete():
-            return
+            return self.end()
         punctual = 0
         for peer, holder in self._holders.items():
             if not self._paces.is_late(peer, now):
                 punctual |= holder.mask
         turn = [peer for peer in self._holders if only is None or peer == only]
-        turn.sort(key=self._paces.outstanding_of)  # stable: ties keep the order in which the peers came
+        # Stable: ties keep the order in which the peers came.
+        turn.sort(key=lambda peer: (self._paces.outstanding_of(peer), self._holders[peer].load))
         while turn:
             turn = [peer for peer in turn if self._ask_next(peer, punctual, now, plan)]
 
@@ -279,17 +241,65 @@ class Picker:
         candidates = self._free & holder.mask & ~holder.cancelling
         if late:
             candidates &= ~punctual
-        index = self._rarity.rarest(candidates)
-        if index is None and not self._free and not holder.asked and not late:
-            index = self._worth_a_copy(peer, holder, now)
-        if index is None or not self._paces.allows(peer, self._sizes_bytes[index], now):
+        index = self._rarity.rarest(candidates, self._free)
+        if index is None and not holder.asked and not late:
+            index = self._relief(peer, holder, now, plan)
+        if index is None:
+            self._paces.sated(peer, self)
+            return False
+        if not self._paces.allows(peer, self._sizes_bytes[index], now, self.priority):
+            self._paces.hunger(peer, self, self.priority)
             return False
         self._ask(peer, index, now, plan)
         return True
 
-    def _worth_a_copy(self, idle: PeerId, holder: _Holder, now: float) -> int | None:
-        """The endgame: of what others were asked for, the chunk that would come last; None when none is worth it."""
-        best: int | None = None
+    def _unburden(self, peer: PeerId, indices: tuple[int, ...], now: float, plan: _Plan) -> None:
+        """Take back, from whoever has other chunks to give that are free, what this peer can give from now on too.
+
+        It is asked again only when the want has ended: nothing comes twice.
+        """
+        if self._paces.is_late(peer, now):
+            return
+        for index in indices:
+            if index in self._arrived:
+                continue
+            for giver in list(self._askers.get(index, ())):
+                other = self._holders[giver]
+                if giver != peer and self._free & other.mask & ~other.cancelling:
+                    self._take_back(giver, index, plan)
+
+    def _take_back(self, peer: PeerId, index: int, plan: _Plan) -> None:
+        holder, mask = self._holders[peer], self._rarity.bit(index)
+        if not holder.cancelling & mask:
+            holder.cancelling |= mask
+            self._returning |= mask
+            plan.withdrawals.setdefault(peer, []).append(index)
+
+    def _relief(self, idle: PeerId, holder: _Holder, now: float, plan: _Plan) -> int | None:
+        """What others were asked for and an idle holder would give much sooner: take it back, or in the endgame give
+        the chunk to ask a copy of.
+        """
+        if not holder.mask & self._asked:
+            return None
+        if self._promised.get(idle, -1) in self._askers:
+            return None  # What was taken back for it has not ended yet.
+        self._promised.pop(idle, None)
+        worth = self._worth_moving(idle, holder, now)
+        if worth is None:
+            return None
+        giver, index = worth
+        other = self._holders[giver]
+        if index in plan.asks.get(giver, ()):
+            return None  # It is on its way to the other; there will be another look.
+        if index != next(iter(other.asked)) and not self._paces.is_late(giver, now):
+            self._promised[idle] = index
+            self._take_back(giver, index, plan)
+            return None
+        return None if self._free or self._returning else index
+
+    def _worth_moving(self, idle: PeerId, holder: _Holder, now: float) -> tuple[PeerId, int] | None:
+        """Of what others were asked for, the chunk that would come last, and from whom; None when none is worth it."""
+        best: tuple[PeerId, int] | None = None
         best_wait_s = 0.0
         for peer, other in self._holders.items():
             if peer == idle:
@@ -299,14 +309,14 @@ class Picker:
                 ahead_bytes += self._sizes_bytes[index]
                 mask = self._rarity.bit(index)
                 # A copy that has come already is only waiting for the disk.
-                if len(self._askers[index]) >= COPIES_MAX or index in self._arrived:
+                if len(self._askers[index]) >= COPIES_MAX or index in self._arrived or mask & self._returning:
                     continue
                 if not mask & holder.mask or mask & holder.cancelling or idle in self._askers[index]:
                     continue
                 wait_s = self._wait_s(peer, ahead_bytes, now)
                 own_s = self._paces.wait_s(idle, self._sizes_bytes[index], now) or 0.0
-                if wait_s > max(own_s, best_wait_s):
-                    best, best_wait_s = index, wait_s
+                if wait_s > max(SOONER_FACTOR * own_s + SOONER_S, best_wait_s):
+                    best, best_wait_s = (peer, index), wait_s
         return best
 
     def _wait_s(self, peer: PeerId, ahead_bytes: int, now: float) -> float:
@@ -334,19 +344,20 @@ class Picker:
         self._holders[peer].asked[index] = None
         self._askers.setdefault(index, {})[peer] = None
         self._free &= ~self._rarity.bit(index)
+        self._asked |= self._rarity.bit(index)
         self._paces.asked(peer, self._sizes_bytes[index], now)
         plan.asks.setdefault(peer, []).append(index)
 
     def _withdraw(self, peer: PeerId, index: int, plan: _Plan) -> None:
-        holder = self._holders[peer]
-        self._unask(peer, holder, index)
-        holder.cancelling |= self._rarity.bit(index)
-        plan.withdrawals.setdefault(peer, []).append(index)
+        self._take_back(peer, index, plan)
+        self._unask(peer, self._holders[peer], index)
 
     def _unask(self, peer: PeerId, holder: _Holder, index: int) -> None:
         if index in holder.asked:
             del holder.asked[index]
             del self._askers[index][peer]
+            if holder.cancelling & self._rarity.bit(index):
+                self._returning &= ~self._rarity.bit(index)
             self._release(index)
 
     def _arrival_over(self, index: int) -> None:
@@ -358,6 +369,7 @@ class Picker:
         """A chunk that is neither held nor on its way may be asked again."""
         if not self._askers.get(index):
             self._askers.pop(index, None)
+            self._asked &= ~self._rarity.bit(index)
             if index not in self._arrived:
                 self._free |= self._rarity.bit(index) & ~self._held
 
@@ -367,6 +379,7 @@ class Picker:
             for index in list(holder.asked):
                 self._unask(peer, holder, index)
             self._rarity.lost(holder.mask)
+        self._paces.sated(peer, self)
 
     def _largest(self, holder: _Holder) -> int:
         return max(self._sizes_bytes[index] for index in holder.asked)

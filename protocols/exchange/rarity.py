@@ -22,6 +22,11 @@ class Rarity:
         self._rng = rng
         self.all = (1 << count) - 1
         self._levels = [self.all]
+        self._walked = 0
+
+    def begin_at(self, start: int) -> None:
+        """Walk from another place."""
+        self._start = start % self._count if self._count else 0
 
     def mask(self, indices: Iterable[int]) -> int:
         """The set of these chunks."""
@@ -56,16 +61,22 @@ class Rarity:
             self._levels[level] ^= moved
             self._levels[level - 1] |= moved
 
-    def rarest(self, among: int) -> int | None:
-        """One of the chunks with the fewest holders; None of the empty set."""
+    def rarest(self, among: int, left: int | None = None) -> int | None:
+        """One of the chunks with the fewest holders; None of the empty set. `left` is all that may be taken at all."""
         commoner = self.all
+        left = among if left is None else left
+        lowest = True
         for chunks in self._levels:
             commoner ^= chunks
+            lowest = lowest and not chunks & left & ~among
             found = chunks & among
             if found:
                 index = self._first_from(self._start, found)
-                if self._between(self._start, index) & commoner:
+                if self._between(self._start, index) & commoner & ~self._walked:
                     index = self._first_from(self._rng.randrange(self._count), found)
+                elif lowest:
+                    # What it took itself on its way has more holders only since it gave it on.
+                    self._walked |= self.bit(index)
                 return index
         return None
 

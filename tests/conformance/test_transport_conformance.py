@@ -1,4 +1,4 @@
-"""One contract, two transports: libp2p on loopback sockets, and the simulated network under a virtual clock."""
+"""One contract: libp2p on loopback sockets, and the simulated network, unlimited and limited, on a virtual clock."""
 
 from functools import partial
 
@@ -28,7 +28,7 @@ MIB = 1024 * 1024
 ASK = "/herd/ask/1"
 
 
-@pytest.fixture(params=["simulated", "libp2p"])
+@pytest.fixture(params=["simulated", "limited", "libp2p"])
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -36,12 +36,14 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def clock(kind: str) -> MockClock | None:
     """Virtual time for the simulation; real sockets need the real clock."""
-    return MockClock(autojump_threshold=0) if kind == "simulated" else None
+    return MockClock(autojump_threshold=0) if kind != "libp2p" else None
 
 
 @pytest.fixture
 def open_node(kind: str, clock: MockClock | None) -> OpenNode:
-    return simulated_nodes() if kind == "simulated" else loopback_nodes()
+    if kind == "libp2p":
+        return loopback_nodes()
+    return simulated_nodes(bytes_per_s=None if kind == "simulated" else 200 * MIB)
 
 
 async def test_frames_of_every_size_come_back_whole_and_in_order(open_node: OpenNode) -> None:
@@ -387,7 +389,7 @@ async def test_a_reader_that_stops_for_good_breaks_the_stream_at_both_ends(kind:
 
     async def never_read(stream: Stream) -> None:
         # Within the patience of the sender nothing happens; after it the stream is over, not the connection.
-        await trio.sleep(90 if kind == "simulated" else 1.5)  # real time: only the simulated twin has a virtual clock
+        await trio.sleep(90 if kind != "libp2p" else 1.5)  # real time: only the simulated twin has a virtual clock
         try:
             while await stream.receive(FRAME_SIZE_BYTES_MAX) is not None:
                 pass
@@ -395,7 +397,7 @@ async def test_a_reader_that_stops_for_good_breaks_the_stream_at_both_ends(kind:
             told.append(error)
 
     impatient = loopback_config(stall_timeout_s=1)
-    async with pair(simulated_nodes() if kind == "simulated" else loopback_nodes(impatient)) as (ann, bob):
+    async with pair(simulated_nodes() if kind != "libp2p" else loopback_nodes(impatient)) as (ann, bob):
         bob.transport.serve(ASK, never_read)
         stream = await ann.transport.open(bob.peer, ASK, timeout_s=5)
 

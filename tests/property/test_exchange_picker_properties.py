@@ -9,7 +9,8 @@ from protocols.bits import Bits
 from protocols.effects import CancelTimer, SetTimer, TimerFired
 from protocols.exchange.config import ExchangeConfig
 from protocols.exchange.paces import Paces
-from protocols.exchange.picker import (
+from protocols.exchange.picker import Picker
+from protocols.exchange.picks import (
     Ask,
     ChunkArrived,
     ChunkDropped,
@@ -17,7 +18,6 @@ from protocols.exchange.picker import (
     PeerGained,
     PeerLost,
     PeerReady,
-    Picker,
     RoomFreed,
     WantsEnded,
     Withdraw,
@@ -46,7 +46,7 @@ class World:
         self.has = {peer: set(chunks) for peer, chunks in holders.items()}
         self.queue: dict[PeerId, list[int]] = {peer: [] for peer in holders}
         self.withdrawn: dict[PeerId, set[int]] = {peer: set() for peer in holders}
-        self.asked_before_endgame: dict[int, int] = {}
+        self.endgame = False
         for peer, chunks in holders.items():
             self.feed(PeerReady(peer, Bits(chunk_count, sorted(chunks))))
 
@@ -73,6 +73,7 @@ class World:
             askers = [p for p in self.queue if index in self.queue[p] and index not in self.withdrawn[p]]
             assert len(askers) <= 2
             if len(askers) == 2:
+                self.endgame = True
                 assert self.everything_is_asked(), "a second copy is asked only when nothing unrequested remains"
 
     def check_asks(self, peer: PeerId, indices: tuple[int, ...]) -> None:
@@ -115,6 +116,12 @@ class World:
         self.paces.ended(peer, CHUNK, came=False)
         self.feed(WantsEnded(peer, (index,), gone))
 
+    def end_withdrawn(self, peer: PeerId) -> None:
+        index = min(self.withdrawn[peer])
+        self.queue[peer].remove(index)
+        self.queue[peer].append(index)
+        self.end(peer, gone=False)
+
     def lose(self, peer: PeerId) -> None:
         self.lost.add(peer)
         for _ in self.queue[peer]:
@@ -144,10 +151,7 @@ class World:
             case 3 if self.queue[peer] and peer != SEED:
                 self.end(peer, gone=True)
             case 4 if self.withdrawn[peer]:
-                index = min(self.withdrawn[peer])
-                self.queue[peer].remove(index)
-                self.queue[peer].append(index)
-                self.end(peer, gone=False)
+                self.end_withdrawn(peer)
             case 5 if peer != SEED:
                 self.lose(peer)
             case 6:
@@ -199,11 +203,15 @@ def test_punctual_peers_are_asked_for_each_chunk_once(count: int, peers: int, se
     holders = {PeerId(f"peer{number}"): list(range(count)) for number in range(peers)}
     world = World(count, [], holders, seed)
     delivered = 0
-    while not world.picker.complete() and not world.everything_is_asked():
+    while not world.picker.complete() and not world.endgame:
         world.pass_time(0.1)
         busy = [peer for peer in world.queue if world.queue[peer]]
         before = len(world.stored)
-        world.deliver(world.rng.choice(busy))
+        peer = world.rng.choice(busy)
+        if world.withdrawn[peer] and world.rng.random() < 0.5:
+            world.end_withdrawn(peer)
+            continue
+        world.deliver(peer)
         delivered += 1
         assert len(world.stored) == before + 1, "no chunk came twice before the endgame"
     assert delivered <= count

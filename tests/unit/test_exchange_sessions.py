@@ -60,6 +60,7 @@ from protocols.exchange.messages import (
     from_ranges,
     to_ranges,
 )
+from protocols.exchange.spread import Spread
 from protocols.ids import PeerId, RecipeId, digest_of
 
 GIVER, ASKER = PeerId("giver"), PeerId("asker")
@@ -95,8 +96,8 @@ class Asker:
 class Giver:
     """The giving side with the wire cut open."""
 
-    def __init__(self) -> None:
-        self.core = GivingSession(ASKER, ExchangeConfig())
+    def __init__(self, spread: Spread | None = None) -> None:
+        self.core = GivingSession(ASKER, ExchangeConfig(), spread)
 
     def learns(self, event: Any) -> list[Any]:
         return said(self.core.handle(event, 0.0))
@@ -145,7 +146,7 @@ def test_a_giver_from_hello_to_close() -> None:
     assert giver.hears(Hello(TICKET)) == [Greeted(TICKET), Welcome()]
     assert giver.hears(Open(BLOB)) == [LookUp(BLOB)]
     bits = Bits(4, [0, 1])
-    assert giver.learns(found(bits)) == [Bitfield(BLOB, 4, bits.to_bytes(), RULE_A, b"recipe")]
+    assert giver.learns(found(bits)) == [Bitfield(BLOB, 4, bits.to_bytes(), RULE_A, b"recipe", load=1)]
     assert giver.hears(Want(BLOB, RULE_A, ((0, 3),))) == [WantsQueued()]
     first = giver.core.peek()
     assert first is not None
@@ -162,11 +163,15 @@ def test_a_giver_from_hello_to_close() -> None:
     assert giver.hears(Close(BLOB)) == [BlobReleased(BLOB)]
 
 
-def test_news_are_announced_together() -> None:
+def test_the_first_news_are_told_at_once_and_what_follows_soon_together() -> None:
     giver = Giver().opened(Bits(9))
-    assert giver.learns(BlobGrew(BLOB, 3)) == [SetTimer(HAVE_TIMER, ExchangeConfig().have_interval_s)]
+    timer = SetTimer(HAVE_TIMER, ExchangeConfig().have_interval_s)
+    assert giver.learns(BlobGrew(BLOB, 3)) == [Have(BLOB, (3,), load=1), timer]
     assert giver.learns(BlobGrew(BLOB, 7)) == []
-    assert giver.learns(TimerFired(HAVE_TIMER)) == [Have(BLOB, (3, 7))]
+    assert giver.learns(BlobGrew(BLOB, 8)) == []
+    assert giver.learns(TimerFired(HAVE_TIMER)) == [Have(BLOB, (7, 8), load=1), timer]
+    assert giver.learns(TimerFired(HAVE_TIMER)) == []
+    assert giver.learns(BlobGrew(BLOB, 1)) == [Have(BLOB, (1,), load=1), timer]
     assert giver.learns(BlobGrew(digest_of(b"other"), 1)) == []
 
 
@@ -182,7 +187,7 @@ def test_what_was_missing_is_told_when_it_comes() -> None:
     assert giver.learns(BlobNotFound(BLOB)) == []
     assert giver.learns(BlobChanged(BLOB)) == [LookUp(BLOB)]
     (told,) = giver.learns(found(Bits(2)))
-    assert asker.hears(told) == [BlobHeld(BLOB, Bits(2), RULE_A, b"recipe")]
+    assert asker.hears(told) == [BlobHeld(BLOB, Bits(2), RULE_A, b"recipe", load=1)]
 
 
 def test_wants_of_an_old_recipe_end_before_the_new_one_is_told() -> None:
@@ -195,7 +200,7 @@ def test_wants_of_an_old_recipe_end_before_the_new_one_is_told() -> None:
     new = Bits.full(2)
     assert giver.learns(found(new, RULE_B)) == [
         DontHave(BLOB, (1, 2)),
-        Bitfield(BLOB, 2, new.to_bytes(), RULE_B, b"recipe"),
+        Bitfield(BLOB, 2, new.to_bytes(), RULE_B, b"recipe", load=1),
     ]
     # The asker did not know yet: no blame, and no chunk that is cut otherwise.
     assert giver.hears(Want(BLOB, RULE_A, ((3, 1),))) == [DontHave(BLOB, (3,))]
@@ -344,3 +349,26 @@ def test_malformed_messages_are_refused(fields: tuple[object, ...]) -> None:
 def test_ranges_there_and_back() -> None:
     assert to_ranges([7, 1, 2, 3, 9]) == ((1, 3), (7, 1), (9, 1))
     assert from_ranges(((1, 3), (7, 1), (9, 1))) == [1, 2, 3, 7, 9]
+
+
+def test_what_another_asker_was_given_comes_later() -> None:
+    spread = Spread()
+    one, other = Giver(spread).opened(Bits.full(4)), Giver(spread)
+    other.hears(Hello(TICKET))
+    other.hears(Open(BLOB))
+    (offer,) = other.learns(found(Bits.full(4)))
+    assert (offer.turn, offer.load) == (1, 2)
+    for giver in (one, other):
+        giver.hears(Want(BLOB, RULE_A, ((0, 3),)))
+    given = one.core.peek()
+    assert given is not None
+    one.core.take(given)
+    wanted = other.core.peek()
+    assert wanted is not None
+    assert (given.index, wanted.index) == (0, 1)
+    one.hears(Cancel(BLOB, ((0, 1),)))
+    wanted = other.core.peek()
+    assert wanted is not None
+    assert wanted.index == 0, "it did not go after all"
+    one.core.end()
+    assert spread.load == 1

@@ -45,6 +45,11 @@ class BlobListener(Protocol):
     digest: Digest
     size_bytes: int
 
+    @property
+    def priority(self) -> int:
+        """How the transfer stands to others now: what a peer gives goes to the highest first."""
+        ...
+
     def blob_held(self, peer: PeerId, news: BlobHeld) -> None:
         """The giver holds these chunks."""
         ...
@@ -53,7 +58,7 @@ class BlobListener(Protocol):
         """The giver has nothing of the blob yet."""
         ...
 
-    def blob_gained(self, peer: PeerId, indices: tuple[int, ...]) -> None:
+    def blob_gained(self, peer: PeerId, news: BlobGained) -> None:
         """The giver holds these chunks too."""
         ...
 
@@ -193,18 +198,19 @@ class AskingSide:
         """A chunk that came is stored or thrown away, and its memory is free."""
         self.paces.ended(peer, len(chunk.data), came=True)
         chunk.release()
-        self._room_freed(peer)
+        self._room_freed(peer, next_turn=False)
 
-    def _room_freed(self, peer: PeerId) -> None:
+    def _room_freed(self, peer: PeerId, *, next_turn: bool = True) -> None:
         # Whoever was served first last time is served last this time, so that no transfer starves another.
-        for listener in list(self._listeners.values()):
+        listeners = sorted(self._listeners.values(), key=lambda listener: -listener.priority)
+        for listener in listeners:
             listener.room_freed(peer)
-        if self._listeners:
+        if self._listeners and next_turn:
             first = next(iter(self._listeners))
             self._listeners[first] = self._listeners.pop(first)
         full = self.paces.outstanding_bytes > self._config.receive_buffer_bytes // 2
         if full or self._full:
-            for listener in list(self._listeners.values()):
+            for listener in listeners:
                 listener.room_freed(None)
         self._full = full
 
@@ -320,6 +326,8 @@ class AskingSide:
             self.stored(giver.peer, chunk)
         else:
             listener.chunk_came(giver.peer, chunk)
+            # More is asked now, not when the disk is through with it.
+            self._room_freed(giver.peer)
 
     async def _watch(self, giver: _Giver) -> None:
         """End the session when nothing has been open for a while, or when the giver owes an answer for too long."""
@@ -364,7 +372,7 @@ def _tell(listener: BlobListener, peer: PeerId, news: Effect) -> None:
             listener.blob_held(peer, news)
         case BlobAbsent():
             listener.blob_absent(peer)
-        case BlobGained(_, indices):
-            listener.blob_gained(peer, indices)
+        case BlobGained():
+            listener.blob_gained(peer, news)
         case RecipeCame(_, data):
             listener.recipe_came(peer, data)

@@ -14,15 +14,15 @@ from protocols.effects import Effect, Event
 from protocols.errors import RemoteProtocolError
 from protocols.exchange.asking import CancelChunks, WantChunks
 from protocols.exchange.config import ExchangeConfig
-from protocols.exchange.picker import (
+from protocols.exchange.picker import Picker
+from protocols.exchange.picks import (
     Ask,
     ChunkArrived,
     ChunkDropped,
     ChunkWritten,
-    Picker,
     Withdraw,
-    own_place,
 )
+from protocols.exchange.spread import own_place
 from protocols.ids import Digest, PeerId
 
 
@@ -30,6 +30,11 @@ class ChunkCounter(Protocol):
     """Who is told what became of each chunk: the transfer."""
 
     digest: Digest
+
+    @property
+    def priority(self) -> int:
+        """How the transfer stands to others now."""
+        ...
 
     def chunk_stored(self, peer: PeerId, index: int, size_bytes: int) -> None:
         """Checked and stored."""
@@ -97,6 +102,7 @@ class Attempt:
     def feed(self, event: Event) -> None:
         """Let the picker handle news of a giver's; nothing once the attempt has ended."""
         if not self._ended:
+            self._picker.priority = self._counter.priority
             self._driver.feed(event)
 
     def arrived(self, peer: PeerId, chunk: CarriedChunk) -> None:
@@ -122,6 +128,7 @@ class Attempt:
     def end(self) -> None:
         """Let go of what has arrived and was not written."""
         self._ended = True
+        self._picker.end()
         while self._queue:
             peer, chunk = self._queue.popleft()
             self._unneeded(peer, chunk)

@@ -2,6 +2,8 @@
 
 import logging
 from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from weakref import WeakValueDictionary
 
 import attrs
@@ -27,6 +29,8 @@ from protocols.exchange.giving import (
     WantsQueued,
 )
 from protocols.exchange.messages import CODEC, MESSAGE_SIZE_BYTES_MAX
+from protocols.exchange.slots import WINDOW_MAX_S, SendSlots
+from protocols.exchange.spread import Spread
 from protocols.exchange.turns import ServeTurns
 from protocols.ids import Digest, PeerId, RecipeId
 
@@ -36,6 +40,8 @@ OUTBOX_PAUSE_BYTES = 4 * 1024 * 1024
 """An asker that does not read its answers is not read either."""
 OUTBOX_SIZE_BYTES_MAX = 64 * 1024 * 1024
 """News of the store is queued even then; an asker this far behind loses its session."""
+READ_AHEAD_CHUNKS = 1
+"""How many chunks lie read before there is a slot to send them in."""
 RECHECK_S = 2.0
 """How often a blob that an asker waits for is looked for, when it came by another way than a fetch of ours."""
 
@@ -52,10 +58,10 @@ class _Shelved:
 class _Asker:
     """One session: its streams, its queues, and what it has open."""
 
-    def __init__(self, stream: Stream, config: ExchangeConfig) -> None:
+    def __init__(self, stream: Stream, config: ExchangeConfig, spread: Spread) -> None:
         self.peer = stream.peer
         self.stream = stream
-        self.core = GivingSession(stream.peer, config)
+        self.core = GivingSession(stream.peer, config, spread)
         self.scope = trio.CancelScope()
         self.ended = trio.Event()
         self.leaving = False
@@ -102,6 +108,11 @@ class GivingSide:
         self._config = config
         self._askers: dict[PeerId, _Asker] = {}
         self._turns: ServeTurns[_Asker] = ServeTurns(config.serve_buffer_bytes)
+        self._spread = Spread()
+        self._slots = SendSlots(config.serve_sends_max)
+        self._sending = 0
+        self._waiting = 0
+        self._slot_freed = trio.Event()
         self._shelf: WeakValueDictionary[Digest, _Shelved] = WeakValueDictionary()
         self._changes = 0
         self._buffers = BufferPool()
@@ -132,7 +143,7 @@ class GivingSide:
 
     async def serve_control(self, stream: Stream) -> None:
         """One session, until the asker leaves. Raises the RemoteProtocolError that it committed."""
-        asker = _Asker(stream, self._config)
+        asker = _Asker(stream, self._config, self._spread)
         asker.driver = Driver(asker.core, lambda effect: self._perform(asker, effect))
         before = self._askers.pop(asker.peer, None)
         if before is not None:
@@ -151,6 +162,7 @@ class GivingSide:
         finally:
             if self._askers.get(asker.peer) is asker:
                 del self._askers[asker.peer]
+            asker.core.end()
             asker.ended.set()
         if asker.failure is not None:
             raise asker.failure
@@ -258,7 +270,10 @@ class GivingSide:
         return self._shelf.setdefault(digest, shelved)
 
     def _pump(self) -> None:
-        while (asker := self._turns.next(_size_of_next_bytes)) is not None:
+        while (
+            self._turns.running < self._slots.count + READ_AHEAD_CHUNKS
+            and (asker := self._turns.next(_next_of)) is not None
+        ):
             want = asker.core.peek()
             assert want is not None, "an asker's turn comes only when it wants something"
             asker.core.take(want)
@@ -269,11 +284,35 @@ class GivingSide:
         buffer = self._buffers.lend(want.size_bytes)
         try:
             if await self._read(asker, want, buffer.view):
-                await self._send(asker, want, buffer.view)
+                async with self._slot(want):
+                    await self._send(asker, want, buffer.view)
         finally:
             buffer.release()
             self._turns.end(asker, want.size_bytes)
             self._pump()
+
+    @asynccontextmanager
+    async def _slot(self, want: WantedChunk) -> AsyncIterator[None]:
+        """One of the sends that may go on at a time; how many those are follows what they bring."""
+        self._waiting += 1
+        try:
+            while self._sending >= self._slots.count:
+                freed = self._slot_freed
+                with trio.move_on_after(WINDOW_MAX_S):
+                    await freed.wait()
+                self._slots.look(trio.current_time())
+        finally:
+            self._waiting -= 1
+        self._sending += 1
+        began_s = trio.current_time()
+        try:
+            yield
+            now = trio.current_time()
+            self._slots.sent(want.size_bytes, now - began_s, now, waiting=self._waiting > 0, others=self._sending - 1)
+        finally:
+            self._sending -= 1
+            self._slot_freed.set()
+            self._slot_freed = trio.Event()
 
     async def _read(self, asker: _Asker, want: WantedChunk, buffer: memoryview) -> bool:
         try:
@@ -307,6 +346,6 @@ class GivingSide:
                 self.counters.served_chunks += 1
 
 
-def _size_of_next_bytes(asker: _Asker) -> int | None:
+def _next_of(asker: _Asker) -> tuple[int, int] | None:
     want = asker.core.peek()
-    return None if want is None else want.size_bytes
+    return None if want is None else (want.size_bytes, asker.core.copies(want))

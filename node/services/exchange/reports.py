@@ -40,3 +40,13 @@ class FetchReport:
     seconds: float
     refused_bytes: int = 0
     copied_bytes: int = 0
+
+
+@attrs.define
+class TransferCounters:
+    """What became of the bytes that came in, over all transfers."""
+
+    stored_bytes: int = 0
+    duplicate_bytes: int = 0
+    refused_bytes: int = 0
+    refused_chunks: int = 0

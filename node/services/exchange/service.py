@@ -101,17 +101,19 @@ class ExchangeService:
         recipe_id: RecipeId | None = None,
         sources: Callable[[], Sequence[PeerId]],
         on_progress: Callable[[FetchProgress], None] | None = None,
+        priority: int = 0,
     ) -> FetchReport:
         """Make a blob of `size_bytes` whole and verified in the store, from the peers that `sources` names.
 
         `sources` is asked again every `sources_interval_s` and when a peer is lost, preferred first. Fetches of one
         digest at a time share one transfer, and its report. Cancelling keeps what is here for a later fetch.
+        While a transfer of higher `priority` can use what a peer gives, lower ones get none of it; equals take turns.
         Raises TransferFailed, VerificationFailed when all that was offered was wrong, or the StoreError that
         kept the blob from being stored.
         """
         transfer = await self._join(digest, size_bytes, recipe_id)
         key = object()
-        transfer.join(key, sources)
+        transfer.join(key, sources, priority)
         try:
             await _follow(transfer, on_progress)
         finally:

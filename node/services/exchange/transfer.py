@@ -16,13 +16,13 @@ from node.services.exchange.asking import AskingSide
 from node.services.exchange.attempt import Attempt
 from node.services.exchange.giving import GivingSide
 from node.services.exchange.recipes import ChosenRecipe, Recipes
-from node.services.exchange.reports import FetchProgress, FetchReport
+from node.services.exchange.reports import FetchProgress, FetchReport, TransferCounters
 from node.services.exchange.sources import Holders, Sources
 from protocols.errors import RemoteProtocolError
 from protocols.exchange.acquaintances import Acquaintances
-from protocols.exchange.asking import BlobHeld
+from protocols.exchange.asking import BlobGained, BlobHeld
 from protocols.exchange.config import ExchangeConfig
-from protocols.exchange.picker import PeerGained, PeerLost, PeerReady, RoomFreed, WantsEnded
+from protocols.exchange.picks import PeerGained, PeerLost, PeerReady, RoomFreed, WantsEnded
 from protocols.ids import Digest, PeerId, RecipeId
 
 log = logging.getLogger("herd.exchange")
@@ -33,16 +33,6 @@ VERIFYING_INTERVAL_S = 0.25
 """How often it is told how far the check of the whole is."""
 SWITCH_AFTER_S = 5.0
 """How long a transfer waits for holders of its own recipe when there are holders of another."""
-
-
-@attrs.define
-class TransferCounters:
-    """What became of the bytes that came in, over all transfers."""
-
-    stored_bytes: int = 0
-    duplicate_bytes: int = 0
-    refused_bytes: int = 0
-    refused_chunks: int = 0
 
 
 @attrs.frozen
@@ -72,13 +62,13 @@ class Transfer:
         self.scope = trio.CancelScope()
         self.report: FetchReport | None = None
         self.failure: BaseException | None = None
-        self.waiters = 0
         self.leaving = False
         self._rooms = rooms
         self._config = rooms.config
         self._sources = Sources(rooms.me, rooms.blame, rooms.known, rooms.config, rooms.rng)
         self._recipes = Recipes(digest, size_bytes, recipe_id, self._sources, rooms.asking, rooms.blame, rooms.config)
         self._sources_changed = trio.Event()
+        self._priorities: dict[object, int] = {}
         self._attempt: Attempt | None = None
         self._attempt_scope = trio.CancelScope()
         self._disk_works = False
@@ -91,19 +81,24 @@ class Transfer:
         self._refused_bytes = 0
         self._refused_chunks = 0
 
-    def join(self, key: object, holders: Holders) -> None:
-        """One more waits for this blob, and knows these holders."""
-        self.waiters += 1
+    def join(self, key: object, holders: Holders, priority: int) -> None:
+        """One more waits for this blob, and knows these holders. The highest priority of those who wait counts."""
+        self._priorities[key] = priority
         self._sources.add(key, holders)
         self._sources_changed.set()
 
     def part(self, key: object) -> None:
         """One waits no longer; with the last the transfer ends, and keeps what it has for a later one."""
-        self.waiters -= 1
+        del self._priorities[key]
         self._sources.remove(key)
-        if not self.waiters:
+        if not self._priorities:
             self.leaving = True
             self.scope.cancel()
+
+    @property
+    def priority(self) -> int:
+        """How it stands to other transfers."""
+        return max(self._priorities.values(), default=0)
 
     async def run(self) -> None:
         """Fetch, until verified, failed or cancelled; the outcome is in `report` or `failure`."""
@@ -150,11 +145,12 @@ class Transfer:
         self._recipes.withdrawn(peer)
         self._feed_lost(peer)
 
-    def blob_gained(self, peer: PeerId, indices: tuple[int, ...]) -> None:
+    def blob_gained(self, peer: PeerId, news: BlobGained) -> None:
         """A giver holds these chunks too."""
-        self._recipes.gained(peer, indices)
+        self._recipes.gained(peer, news.indices)
+        self._sources.answered(peer, "holds a growing part of it")
         if self._attempt is not None:
-            self._attempt.feed(PeerGained(peer, indices))
+            self._attempt.feed(PeerGained(peer, news.indices, news.load))
 
     def recipe_came(self, peer: PeerId, data: bytes | None) -> None:
         """A page of the recipe, or the whole."""
@@ -385,7 +381,7 @@ class Transfer:
     def _feed_ready(self, attempt: Attempt, peer: PeerId, offer: BlobHeld) -> None:
         count, right = offer.bits.count, len(attempt.chosen.recipe)
         if count == right:
-            attempt.feed(PeerReady(peer, offer.bits))
+            attempt.feed(PeerReady(peer, offer.bits, offer.turn, offer.load))
             return
         # Its bits would stand for other chunks than those they name.
         detail = f"offered {count} chunks of {self.digest}, whose recipe has {right}"
