@@ -178,8 +178,8 @@ def _assemble(config: HerdConfig, resources: _Resources) -> _Services:
         resources.directory, catalog, transport, peer_id, config.discovery, blame, membership.alive
     )
     planes = _planes(config, resources)
-    exchange = _exchange(config, resources, membership, planes, rng)
     limits = LimitsService(config.limits, time.localtime, config.home / FILE_NAME)
+    exchange = _exchange(config, resources, membership, planes, limits, rng)
     models = ModelService(
         models=store,
         blobs=store.blobs,
@@ -208,7 +208,12 @@ def _planes(config: HerdConfig, resources: _Resources) -> Planes | None:
 
 
 def _exchange(
-    config: HerdConfig, resources: _Resources, membership: MembershipService, planes: Planes | None, rng: random.Random
+    config: HerdConfig,
+    resources: _Resources,
+    membership: MembershipService,
+    planes: Planes | None,
+    limits: LimitsService,
+    rng: random.Random,
 ) -> ExchangeService:
     def near(peer: PeerId) -> int:
         member = membership.member(peer)
@@ -224,6 +229,7 @@ def _exchange(
         rng,
         carrier=planes or StreamCarrier(resources.transport),
         nearness=near,
+        limits=limits,
     )
 
 

@@ -12,9 +12,24 @@ from collections.abc import Callable
 
 import attrs
 
-from protocols.bits import Bits
 from protocols.effects import Effect, Event, Received, Send
 from protocols.errors import LocalProtocolError, RemoteProtocolError
+from protocols.exchange.asking_words import (
+    BlobAbsent,
+    BlobGained,
+    BlobHeld,
+    CancelChunks,
+    ChunkCame,
+    ChunkTaken,
+    CloseBlob,
+    FetchRecipe,
+    OpenBlob,
+    RecipeCame,
+    SessionStarted,
+    WantChunks,
+    WantsOver,
+    Welcomed,
+)
 from protocols.exchange.config import ExchangeConfig
 from protocols.exchange.messages import (
     WANTS_MAX,
@@ -37,120 +52,6 @@ from protocols.exchange.messages import (
 from protocols.ids import Digest, PeerId, RecipeId
 
 
-@attrs.frozen
-class SessionStarted(Event):
-    """The control stream stands."""
-
-
-@attrs.frozen
-class OpenBlob(Event):
-    """Find out what the giver holds of a blob of this size."""
-
-    digest: Digest
-    size_bytes: int
-
-
-@attrs.frozen
-class CloseBlob(Event):
-    """No more of this blob; what is wanted of it is cancelled."""
-
-    digest: Digest
-
-
-@attrs.frozen
-class FetchRecipe(Event):
-    """Get the recipe of a blob the giver holds."""
-
-    digest: Digest
-
-
-@attrs.frozen
-class WantChunks(Event):
-    """Ask for chunks: index and size in bytes of each."""
-
-    digest: Digest
-    chunks: tuple[tuple[int, int], ...]
-
-
-@attrs.frozen
-class CancelChunks(Event):
-    """Take wants back."""
-
-    digest: Digest
-    indices: tuple[int, ...]
-
-
-@attrs.frozen
-class ChunkCame(Event):
-    """A chunk came over the link."""
-
-    digest: Digest
-    index: int
-    size_bytes: int
-
-
-@attrs.frozen
-class Welcomed(Effect):
-    """The giver knows the ticket: attach the chunk link."""
-
-
-@attrs.frozen
-class BlobHeld(Effect):
-    """The giver holds these chunks of an open blob; `recipe` is empty when large; `turn` and `load` are its hints."""
-
-    digest: Digest
-    bits: Bits
-    recipe_id: RecipeId
-    recipe: bytes
-    turn: int = 0
-    load: int = 0
-
-
-@attrs.frozen
-class BlobAbsent(Effect):
-    """The giver has nothing of an open blob yet."""
-
-    digest: Digest
-
-
-@attrs.frozen
-class BlobGained(Effect):
-    """The giver holds these chunks of an open blob too."""
-
-    digest: Digest
-    indices: tuple[int, ...]
-    load: int = 0
-
-
-@attrs.frozen
-class RecipeCame(Effect):
-    """The whole recipe of an open blob, unchecked; `pages_left` are still to come when `data` is None."""
-
-    digest: Digest
-    data: bytes | None
-
-
-@attrs.frozen
-class WantsOver(Effect):
-    """Wants ended without a chunk. `open` tells whether anybody still cares; `size_bytes` holds one size each."""
-
-    digest: Digest
-    indices: tuple[int, ...]
-    sizes_bytes: tuple[int, ...]
-    gone: bool
-    open: bool
-
-
-@attrs.frozen
-class ChunkTaken(Effect):
-    """The chunk that came answers a want. `open` tells whether anybody still cares for its bytes."""
-
-    digest: Digest
-    index: int
-    size_bytes: int
-    open: bool
-
-
 @attrs.define
 class _Want:
     size_bytes: int
@@ -160,6 +61,7 @@ class _Want:
 @attrs.define
 class _Blob:
     size_bytes: int
+    purpose: str
     open: bool = True
     sent: bool = False
     absent: bool = False
@@ -231,9 +133,10 @@ class AskingSession:
         if blob is not None and blob.open:
             raise LocalProtocolError(f"{command.digest} is open already")
         if blob is None:
-            blob = self._blobs[command.digest] = _Blob(command.size_bytes)
+            blob = self._blobs[command.digest] = _Blob(command.size_bytes, command.purpose)
         else:
             blob.open, blob.absent, blob.size_bytes = True, False, command.size_bytes
+            blob.purpose = command.purpose
         self._waiting.append(command.digest)
         return self._open_waiting()
 
@@ -249,7 +152,7 @@ class AskingSession:
                 self._waiting.remove(digest)
                 self._blobs[digest].sent = True
                 opened += 1
-                effects.append(self._send(Open(digest)))
+                effects.append(self._send(Open(digest, self._blobs[digest].purpose)))
         return effects
 
     def _close_blob(self, command: CloseBlob) -> list[Effect]:

@@ -114,12 +114,14 @@ class WantedChunk:
     digest: Digest
     index: int
     size_bytes: int
+    purpose: str
     state: _State = _State.QUEUED
 
 
 @attrs.define
 class _Opened:
     turn: int
+    purpose: str
     found: BlobFound | None = None
     gained: dict[int, None] = attrs.field(factory=dict)
     answered: bool = False
@@ -239,7 +241,7 @@ class GivingSession:
             raise RemoteProtocolError(f"{message.digest} is open already")
         if len(self._opened) >= OPEN_BLOBS_MAX:
             raise RemoteProtocolError(f"a session has at most {OPEN_BLOBS_MAX} blobs open")
-        self._opened[message.digest] = _Opened(self._spread.join(message.digest, self))
+        self._opened[message.digest] = _Opened(self._spread.join(message.digest, self), message.purpose)
         return [LookUp(message.digest)]
 
     def _get_recipe(self, message: GetRecipe) -> list[Effect]:
@@ -252,7 +254,8 @@ class GivingSession:
         return [self._send(RecipePage(message.digest, len(found.recipe), message.offset_bytes, page))]
 
     def _want(self, message: Want) -> list[Effect]:
-        found = self._known(message.digest).found
+        opened = self._known(message.digest)
+        found = opened.found
         indices = from_ranges(message.ranges)
         if len(self._wants) + len(indices) > WANTS_MAX:
             raise RemoteProtocolError(f"a session has at most {WANTS_MAX} wants")
@@ -263,7 +266,8 @@ class GivingSession:
         if max(indices) >= len(found.sizes_bytes):
             raise RemoteProtocolError(f"{message.digest} has {len(found.sizes_bytes)} chunks, not {max(indices)}")
         for index in indices:
-            self._wants[message.digest, index] = WantedChunk(message.digest, index, found.sizes_bytes[index])
+            size_bytes = found.sizes_bytes[index]
+            self._wants[message.digest, index] = WantedChunk(message.digest, index, size_bytes, opened.purpose)
         return [WantsQueued()]
 
     def _cancel(self, message: Cancel) -> list[Effect]:

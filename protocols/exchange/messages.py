@@ -26,6 +26,8 @@ HINT_MAX = 1 << 32
 """The largest turn or load a giver may name; both only order what is asked."""
 OPEN_BLOBS_MAX = 1024
 """How many blobs one session may have open."""
+DEFAULT_PURPOSE = "pull"
+PURPOSE_LENGTH_MAX = 32
 WANTS_MAX = 1024
 """How many wants of one session may be without their end."""
 INDICES_MAX = 65536
@@ -91,9 +93,13 @@ class Welcome:
 
 @attrs.frozen
 class Open:
-    """Asker: tell me what you hold of this blob, now and as it grows, until Close."""
+    """Asker: tell me what you hold of this blob, now and as it grows, until Close.
+
+    `purpose` is what its chunks move for, in the words of the limits; the giver may have a limit for it.
+    """
 
     digest: Digest = attrs.field(validator=_digest)
+    purpose: str = attrs.field(default=DEFAULT_PURPOSE, validator=_length(1, PURPOSE_LENGTH_MAX))
 
 
 @attrs.frozen

@@ -7,10 +7,12 @@ never runs dry; what waits longer at one peer others could have given.
 
 from collections import deque
 from collections.abc import Hashable
+from typing import Protocol
 
 import attrs
 
 from protocols.exchange.config import ExchangeConfig
+from protocols.exchange.messages import DEFAULT_PURPOSE
 from protocols.ids import PeerId
 
 LATE_S = 30.0
@@ -68,11 +70,24 @@ class _Pace:
         return int(AHEAD_FACTOR * max(self.rates_bytes_per_s) * max(self.delay_min_s, min(self.delays_s)))
 
 
+class Budget(Protocol):
+    """What an operator's limits leave: asked before each want."""
+
+    def allows(self, peer: PeerId, purpose: str) -> bool:
+        """Whether a chunk may be asked of the peer now."""
+        ...
+
+    def asked(self, peer: PeerId, purpose: str, size_bytes: int) -> None:
+        """A chunk was asked."""
+        ...
+
+
 class Paces:
     """Counts what is outstanding: `asked` once for each want, then `came` at most once, then `ended` exactly once."""
 
-    def __init__(self, config: ExchangeConfig) -> None:
+    def __init__(self, config: ExchangeConfig, budget: Budget | None = None) -> None:
         self._config = config
+        self._budget = budget
         self._peers: dict[PeerId, _Pace] = {}
         self._outstanding_bytes = 0
 
@@ -100,8 +115,15 @@ class Paces:
         if pace is not None:
             pace.hungry.pop(transfer, None)
 
-    def allows(self, peer: PeerId, size_bytes: int, now: float, priority: int = 0) -> bool:
-        """Whether a chunk of this size may be asked of the peer now, by a transfer of this priority."""
+    def allows(
+        self, peer: PeerId, size_bytes: int, now: float, priority: int = 0, purpose: str = DEFAULT_PURPOSE
+    ) -> bool:
+        """Whether a chunk of this size may be asked of the peer now, by a transfer of this priority and purpose."""
+        return self._has_room(peer, size_bytes, now, priority) and (
+            self._budget is None or self._budget.allows(peer, purpose)
+        )
+
+    def _has_room(self, peer: PeerId, size_bytes: int, now: float, priority: int) -> bool:
         pace = self._pace(peer)
         if pace.hungry and max(pace.hungry.values()) > priority:
             return False
@@ -116,8 +138,10 @@ class Paces:
             and pace.waiting_bytes + size_bytes <= pace.window_bytes
         )
 
-    def asked(self, peer: PeerId, size_bytes: int, now: float) -> None:
+    def asked(self, peer: PeerId, size_bytes: int, now: float, purpose: str = DEFAULT_PURPOSE) -> None:
         """A chunk was asked of the peer."""
+        if self._budget is not None:
+            self._budget.asked(peer, purpose, size_bytes)
         pace = self._pace(peer)
         if not pace.wants:
             pace.since_s = now

@@ -19,6 +19,7 @@ from protocols.bits import Bits
 from protocols.effects import CancelTimer, Effect, Event, SetTimer, TimerFired
 from protocols.errors import LocalProtocolError
 from protocols.exchange.config import ExchangeConfig
+from protocols.exchange.messages import DEFAULT_PURPOSE
 from protocols.exchange.paces import Paces
 from protocols.exchange.picks import (
     Ask,
@@ -75,8 +76,9 @@ class Picker:
         config: ExchangeConfig,
         rng: Random,
         priority: int = 0,
+        purpose: str = DEFAULT_PURPOSE,
     ) -> None:
-        self.priority = priority
+        self.priority, self._purpose = priority, purpose
         self._sizes_bytes = sizes_bytes
         self._paces = paces
         self._config = config
@@ -232,10 +234,13 @@ class Picker:
         turn = [peer for peer in self._holders if only is None or peer == only]
         # Stable: ties keep the order in which the peers came.
         turn.sort(key=lambda peer: (self._paces.outstanding_of(peer), self._holders[peer].load))
-        while turn:
-            turn = [peer for peer in turn if self._ask_next(peer, punctual, now, plan)]
+        # What is moved from one peer to another comes before any copy: a copy is for when nothing else is left to ask.
+        for copies in (False, True):
+            left = turn
+            while left:
+                left = [peer for peer in left if self._ask_next(peer, punctual, now, plan, copies=copies)]
 
-    def _ask_next(self, peer: PeerId, punctual: int, now: float, plan: _Plan) -> bool:
+    def _ask_next(self, peer: PeerId, punctual: int, now: float, plan: _Plan, *, copies: bool) -> bool:
         holder = self._holders[peer]
         late = self._paces.is_late(peer, now)
         candidates = self._free & holder.mask & ~holder.cancelling
@@ -243,11 +248,11 @@ class Picker:
             candidates &= ~punctual
         index = self._rarity.rarest(candidates, self._free)
         if index is None and not holder.asked and not late:
-            index = self._relief(peer, holder, now, plan)
+            index = self._relief(peer, holder, now, plan, copies=copies)
         if index is None:
             self._paces.sated(peer, self)
             return False
-        if not self._paces.allows(peer, self._sizes_bytes[index], now, self.priority):
+        if not self._paces.allows(peer, self._sizes_bytes[index], now, self.priority, self._purpose):
             self._paces.hunger(peer, self, self.priority)
             return False
         self._ask(peer, index, now, plan)
@@ -275,7 +280,7 @@ class Picker:
             self._returning |= mask
             plan.withdrawals.setdefault(peer, []).append(index)
 
-    def _relief(self, idle: PeerId, holder: _Holder, now: float, plan: _Plan) -> int | None:
+    def _relief(self, idle: PeerId, holder: _Holder, now: float, plan: _Plan, *, copies: bool) -> int | None:
         """What others were asked for and an idle holder would give much sooner: take it back, or in the endgame give
         the chunk to ask a copy of.
         """
@@ -292,10 +297,11 @@ class Picker:
         if index in plan.asks.get(giver, ()):
             return None  # It is on its way to the other; there will be another look.
         if index != next(iter(other.asked)) and not self._paces.is_late(giver, now):
-            self._promised[idle] = index
-            self._take_back(giver, index, plan)
+            if not copies:
+                self._promised[idle] = index
+                self._take_back(giver, index, plan)
             return None
-        return None if self._free or self._returning else index
+        return index if copies and not self._free and not self._returning else None
 
     def _worth_moving(self, idle: PeerId, holder: _Holder, now: float) -> tuple[PeerId, int] | None:
         """Of what others were asked for, the chunk that would come last, and from whom; None when none is worth it."""
@@ -335,7 +341,7 @@ class Picker:
                 able = other.mask & mask and not other.cancelling & mask and index not in other.asked
                 if not able or self._paces.is_late(peer, now):
                     continue
-                if self._paces.allows(peer, self._sizes_bytes[index], now):
+                if self._paces.allows(peer, self._sizes_bytes[index], now, self.priority, self._purpose):
                     self._withdraw(late, index, plan)
                     self._ask(peer, index, now, plan)
                     break
@@ -345,7 +351,7 @@ class Picker:
         self._askers.setdefault(index, {})[peer] = None
         self._free &= ~self._rarity.bit(index)
         self._asked |= self._rarity.bit(index)
-        self._paces.asked(peer, self._sizes_bytes[index], now)
+        self._paces.asked(peer, self._sizes_bytes[index], now, self._purpose)
         plan.asks.setdefault(peer, []).append(index)
 
     def _withdraw(self, peer: PeerId, index: int, plan: _Plan) -> None:

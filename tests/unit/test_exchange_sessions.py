@@ -9,8 +9,8 @@ from protocols.bits import Bits
 from protocols.codec import Codec
 from protocols.effects import Effect, Received, Send, SetTimer, TimerFired
 from protocols.errors import LocalProtocolError, RemoteProtocolError
-from protocols.exchange.asking import (
-    AskingSession,
+from protocols.exchange.asking import AskingSession
+from protocols.exchange.asking_words import (
     BlobAbsent,
     BlobGained,
     BlobHeld,

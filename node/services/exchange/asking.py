@@ -10,10 +10,11 @@ import trio
 
 from node.blame import BlameLedger
 from node.ports import CarriedChunk, ChunkCarrier, ChunkLink, Stream, Transport, TransportError
+from node.services.exchange.budget import AskBudget
 from protocols.effects import Effect, Event, Received, Send
 from protocols.errors import RemoteProtocolError
-from protocols.exchange.asking import (
-    AskingSession,
+from protocols.exchange.asking import AskingSession
+from protocols.exchange.asking_words import (
     BlobAbsent,
     BlobGained,
     BlobHeld,
@@ -44,6 +45,7 @@ class BlobListener(Protocol):
 
     digest: Digest
     size_bytes: int
+    purpose: str
 
     @property
     def priority(self) -> int:
@@ -118,7 +120,13 @@ class AskingSide:
     """Sessions by giver. `start` is given the nursery they live in."""
 
     def __init__(
-        self, transport: Transport, carrier: ChunkCarrier, blame: BlameLedger, config: ExchangeConfig, rng: Random
+        self,
+        transport: Transport,
+        carrier: ChunkCarrier,
+        blame: BlameLedger,
+        config: ExchangeConfig,
+        rng: Random,
+        budget: AskBudget | None = None,
     ) -> None:
         self._transport = transport
         self._carrier = carrier
@@ -129,7 +137,8 @@ class AskingSide:
         self._givers: dict[PeerId, _Giver] = {}
         self._listeners: dict[Digest, BlobListener] = {}
         self._full = False
-        self.paces = Paces(config)
+        self.budget = budget
+        self.paces = Paces(config, budget)
         self.counters = AskingCounters()
 
     @property
@@ -152,7 +161,7 @@ class AskingSide:
         giver.listeners[listener.digest] = listener
         giver.listeners_changed.set()
         self._listeners[listener.digest] = listener
-        self._handle(giver, OpenBlob(listener.digest, listener.size_bytes))
+        self._handle(giver, OpenBlob(listener.digest, listener.size_bytes, listener.purpose))
 
     def detach(self, peer: PeerId, listener: BlobListener) -> None:
         """Close the listener's blob with a giver; a session that ended before is fine."""
@@ -175,6 +184,8 @@ class AskingSide:
 
     def want(self, peer: PeerId, event: WantChunks) -> None:
         """The same for wants, which `Paces.asked` knows of already."""
+        if event.digest in self._listeners:
+            self._listeners[event.digest] = self._listeners.pop(event.digest)
         giver = self._givers.get(peer)
         if giver is not None and event.digest in giver.listeners:
             self._handle(giver, event)
@@ -198,21 +209,23 @@ class AskingSide:
         """A chunk that came is stored or thrown away, and its memory is free."""
         self.paces.ended(peer, len(chunk.data), came=True)
         chunk.release()
-        self._room_freed(peer, next_turn=False)
+        self._room_freed(peer)
 
-    def _room_freed(self, peer: PeerId, *, next_turn: bool = True) -> None:
-        # Whoever was served first last time is served last this time, so that no transfer starves another.
-        listeners = sorted(self._listeners.values(), key=lambda listener: -listener.priority)
-        for listener in listeners:
-            listener.room_freed(peer)
-        if self._listeners and next_turn:
-            first = next(iter(self._listeners))
-            self._listeners[first] = self._listeners.pop(first)
+    def look_again(self) -> None:
+        """Something that was not allowed may be allowed now."""
+        self._offer_room(None)
+
+    def _room_freed(self, peer: PeerId) -> None:
+        self._offer_room(peer)
         full = self.paces.outstanding_bytes > self._config.receive_buffer_bytes // 2
         if full or self._full:
-            for listener in listeners:
-                listener.room_freed(None)
+            self._offer_room(None)
         self._full = full
+
+    def _offer_room(self, peer: PeerId | None) -> None:
+        # Sorting is stable: among equals whoever was served longest ago comes first, so that none starves another.
+        for listener in sorted(self._listeners.values(), key=lambda listener: -listener.priority):
+            listener.room_freed(peer)
 
     def _handle(self, giver: _Giver, event: Event) -> None:
         for effect in giver.core.handle(event, trio.current_time()):

@@ -12,7 +12,10 @@ from node.services.exchange.asking import AskingSide
 from node.services.exchange.recipes import ChosenRecipe
 from protocols.effects import Effect, Event
 from protocols.errors import RemoteProtocolError
-from protocols.exchange.asking import CancelChunks, WantChunks
+from protocols.exchange.asking_words import (
+    CancelChunks,
+    WantChunks,
+)
 from protocols.exchange.config import ExchangeConfig
 from protocols.exchange.picker import Picker
 from protocols.exchange.picks import (
@@ -30,6 +33,7 @@ class ChunkCounter(Protocol):
     """Who is told what became of each chunk: the transfer."""
 
     digest: Digest
+    purpose: str
 
     @property
     def priority(self) -> int:
@@ -74,7 +78,9 @@ class Attempt:
         self._config = config
         self._counter = counter
         start = own_place(me, recipe.digest, len(recipe))
-        self._picker = Picker(recipe.sizes_bytes, partial.held(), start, asking.paces, config, rng)
+        self._picker = Picker(
+            recipe.sizes_bytes, partial.held(), start, asking.paces, config, rng, purpose=counter.purpose
+        )
         self._driver = Driver(self._picker, self._perform)
         self._queue: deque[tuple[PeerId, CarriedChunk]] = deque()
         self._queued = trio.Semaphore(0)

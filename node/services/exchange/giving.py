@@ -13,6 +13,8 @@ from node.buffers import BufferPool
 from node.driver import Driver
 from node.events import EventBus, StoreChanged
 from node.ports import BlobMissing, Blobs, CarriedChunk, ChunkLink, StoreError, Stream, TransportError
+from node.services.exchange.budget import purpose_of
+from node.services.limits.service import LimitsService
 from protocols.effects import Effect, Received, Send
 from protocols.errors import RemoteProtocolError
 from protocols.exchange.config import ExchangeConfig
@@ -33,6 +35,7 @@ from protocols.exchange.slots import WINDOW_MAX_S, SendSlots
 from protocols.exchange.spread import Spread
 from protocols.exchange.turns import ServeTurns
 from protocols.ids import Digest, PeerId, RecipeId
+from protocols.limits.config import Direction
 
 log = logging.getLogger("herd.exchange")
 
@@ -102,8 +105,11 @@ class GivingCounters:
 class GivingSide:
     """Serves every asker. `serve_control` and `serve_link` are the handlers of inbound streams and links."""
 
-    def __init__(self, blobs: Blobs, bus: EventBus, config: ExchangeConfig) -> None:
+    def __init__(
+        self, blobs: Blobs, bus: EventBus, config: ExchangeConfig, limits: LimitsService | None = None
+    ) -> None:
         self._blobs = blobs
+        self._limits = limits
         self._bus = bus
         self._config = config
         self._askers: dict[PeerId, _Asker] = {}
@@ -284,6 +290,9 @@ class GivingSide:
         buffer = self._buffers.lend(want.size_bytes)
         try:
             if await self._read(asker, want, buffer.view):
+                if self._limits is not None:
+                    purpose = purpose_of(want.purpose)
+                    await self._limits.take(Direction.UP, asker.peer, purpose, want.size_bytes)
                 async with self._slot(want):
                     await self._send(asker, want, buffer.view)
         finally:

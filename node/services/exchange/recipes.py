@@ -9,7 +9,10 @@ from node.services.exchange.asking import AskingSide
 from node.services.exchange.sources import Sources
 from protocols.bits import Bits
 from protocols.errors import RemoteProtocolError
-from protocols.exchange.asking import BlobHeld, FetchRecipe
+from protocols.exchange.asking_words import (
+    BlobHeld,
+    FetchRecipe,
+)
 from protocols.exchange.config import ExchangeConfig
 from protocols.exchange.partners import Standing, standing_of
 from protocols.ids import Digest, PeerId, RecipeId

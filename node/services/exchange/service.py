@@ -12,14 +12,17 @@ from node.errors import HerdError
 from node.events import EventBus
 from node.ports import Blobs, ChunkCarrier, Transport
 from node.services.exchange.asking import AskingSide
+from node.services.exchange.budget import AskBudget
 from node.services.exchange.giving import GivingSide
 from node.services.exchange.reports import FetchProgress, FetchReport
 from node.services.exchange.transfer import Rooms, Transfer
+from node.services.limits.service import LimitsService
 from protocols.errors import LocalProtocolError
 from protocols.exchange.acquaintances import Acquaintances, alike
 from protocols.exchange.config import ExchangeConfig
 from protocols.exchange.messages import EXCHANGE_PROTOCOL
 from protocols.ids import Digest, PeerId, RecipeId
+from protocols.limits.config import Purpose
 
 __all__ = ["ExchangeService", "ExchangeStatistics", "FetchProgress", "FetchReport"]
 
@@ -68,11 +71,13 @@ class ExchangeService:
         *,
         carrier: ChunkCarrier,
         nearness: Callable[[PeerId], int] = alike,
+        limits: LimitsService | None = None,
     ) -> None:
         self._transport = transport
         self._carrier = carrier
-        self._giving = GivingSide(blobs, bus, config)
-        self._asking = AskingSide(transport, self._carrier, blame, config, rng)
+        self._budget = AskBudget(limits) if limits is not None else None
+        self._giving = GivingSide(blobs, bus, config, limits)
+        self._asking = AskingSide(transport, self._carrier, blame, config, rng, self._budget)
         self.known = Acquaintances(self._asking.paces, nearness)
         self._rooms = Rooms(self._asking, self._giving, blobs, blame, self.known, config, peer_id, rng)
         self._transfers: dict[Digest, Transfer] = {}
@@ -85,6 +90,8 @@ class ExchangeService:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             self._asking.start(nursery)
+            if self._budget is not None:
+                nursery.start_soon(self._ask_when_due, self._budget)
             self._transport.serve(EXCHANGE_PROTOCOL, self._giving.serve_control)
             self._carrier.serve(self._giving.serve_link)
             task_status.started()
@@ -92,6 +99,11 @@ class ExchangeService:
                 await trio.sleep_forever()
             finally:
                 self._nursery = None  # Nobody starts a transfer in a nursery that is closing.
+
+    async def _ask_when_due(self, budget: AskBudget) -> None:
+        while True:
+            await budget.wait_due()
+            self._asking.look_again()
 
     async def fetch(
         self,
@@ -102,16 +114,18 @@ class ExchangeService:
         sources: Callable[[], Sequence[PeerId]],
         on_progress: Callable[[FetchProgress], None] | None = None,
         priority: int = 0,
+        purpose: Purpose = Purpose.PULL,
     ) -> FetchReport:
         """Make a blob of `size_bytes` whole and verified in the store, from the peers that `sources` names.
 
         `sources` is asked again every `sources_interval_s` and when a peer is lost, preferred first. Fetches of one
         digest at a time share one transfer, and its report. Cancelling keeps what is here for a later fetch.
         While a transfer of higher `priority` can use what a peer gives, lower ones get none of it; equals take turns.
+        `purpose` chooses the limits, here and at the givers; who joins a running transfer has that one's.
         Raises TransferFailed, VerificationFailed when all that was offered was wrong, or the StoreError that
         kept the blob from being stored.
         """
-        transfer = await self._join(digest, size_bytes, recipe_id)
+        transfer = await self._join(digest, size_bytes, recipe_id, purpose)
         key = object()
         transfer.join(key, sources, priority)
         try:
@@ -146,7 +160,7 @@ class ExchangeService:
             serve_buffered_bytes=giving.buffered_bytes,
         )
 
-    async def _join(self, digest: Digest, size_bytes: int, recipe_id: RecipeId | None) -> Transfer:
+    async def _join(self, digest: Digest, size_bytes: int, recipe_id: RecipeId | None, purpose: Purpose) -> Transfer:
         while (transfer := self._transfers.get(digest)) is not None:
             if not transfer.leaving:
                 if transfer.size_bytes != size_bytes:
@@ -155,7 +169,7 @@ class ExchangeService:
             await transfer.ended.wait()
         if self._nursery is None:
             raise LocalProtocolError("nothing is fetched before the exchange runs or after it has ended")
-        transfer = self._transfers[digest] = Transfer(digest, size_bytes, recipe_id, self._rooms)
+        transfer = self._transfers[digest] = Transfer(digest, size_bytes, recipe_id, self._rooms, purpose.value)
         self._nursery.start_soon(self._run_transfer, transfer)
         return transfer
 

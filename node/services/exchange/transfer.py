@@ -20,7 +20,10 @@ from node.services.exchange.reports import FetchProgress, FetchReport, TransferC
 from node.services.exchange.sources import Holders, Sources
 from protocols.errors import RemoteProtocolError
 from protocols.exchange.acquaintances import Acquaintances
-from protocols.exchange.asking import BlobGained, BlobHeld
+from protocols.exchange.asking_words import (
+    BlobGained,
+    BlobHeld,
+)
 from protocols.exchange.config import ExchangeConfig
 from protocols.exchange.picks import PeerGained, PeerLost, PeerReady, RoomFreed, WantsEnded
 from protocols.ids import Digest, PeerId, RecipeId
@@ -53,9 +56,10 @@ class Rooms:
 class Transfer:
     """Shared by all who fetch this digest; implements `BlobListener`. `run` is started once."""
 
-    def __init__(self, digest: Digest, size_bytes: int, recipe_id: RecipeId | None, rooms: Rooms) -> None:
+    def __init__(self, digest: Digest, size_bytes: int, recipe_id: RecipeId | None, rooms: Rooms, purpose: str) -> None:
         self.digest = digest
         self.size_bytes = size_bytes
+        self.purpose = purpose
         self.ended = trio.Event()
         self.progressed = trio.Event()
         self.progress = FetchProgress(0, size_bytes, {}, 0)
