@@ -1,8 +1,10 @@
 """Small swarms for the stories of the exchange: nodes on one simulated network, blobs in memory."""
 
 import random
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
 import attrs
 import trio
@@ -13,11 +15,13 @@ from node.identity import Identity
 from node.ports import Stream
 from node.services.exchange.carrier import StreamCarrier
 from node.services.exchange.service import ExchangeService, FetchProgress, FetchReport
+from node.services.limits.service import LimitsService
 from node.trust.mesh_key import MeshKeyDoor
 from protocols.exchange.acquaintances import alike
 from protocols.exchange.config import ExchangeConfig
 from protocols.exchange.messages import CODEC
 from protocols.ids import Digest, PeerId, RecipeId
+from protocols.limits.config import LimitsConfig, Purpose
 from simnet.blobs import MemoryBlobs
 from simnet.network import SimNetwork, SimTransport
 
@@ -56,6 +60,7 @@ class Peer:
     exchange: ExchangeService
     scope: trio.CancelScope
     bus: EventBus
+    limits: LimitsService
 
     def kill(self) -> None:
         """End the node at once, streams and all."""
@@ -69,11 +74,12 @@ class Peer:
         *,
         recipe_id: RecipeId | None = None,
         on_progress: Callable[[FetchProgress], None] | None = None,
+        purpose: Purpose = Purpose.PULL,
     ) -> FetchReport:
         """Fetch from these peers."""
         holders = sources if callable(sources) else lambda: [peer.id for peer in sources]
         return await self.exchange.fetch(
-            digest, size_bytes, recipe_id=recipe_id, sources=holders, on_progress=on_progress
+            digest, size_bytes, recipe_id=recipe_id, sources=holders, on_progress=on_progress, purpose=purpose
         )
 
 
@@ -95,11 +101,12 @@ class Swarm:
         *,
         up_bytes_per_s: float | None = None,
         down_bytes_per_s: float | None = None,
+        limits: LimitsConfig | None = None,
     ) -> Peer:
-        """Start a node, its link limited to these rates."""
+        """Start a node, its link limited to these rates, with limits of its operator's."""
         blobs = blobs if blobs is not None else MemoryBlobs(chunk_size_bytes=CHUNK)
         rates = (up_bytes_per_s, down_bytes_per_s)
-        peer: Peer = await self._nursery.start(self._run, name, blobs, config or self._config, nearness, rates)
+        peer: Peer = await self._nursery.start(self._run, name, blobs, config or self._config, nearness, rates, limits)
         for other in self.peers.values():
             other.transport.learn(peer.id, peer.transport.addresses())
             peer.transport.learn(other.id, other.transport.addresses())
@@ -113,6 +120,7 @@ class Swarm:
         config: ExchangeConfig,
         nearness: Callable[[PeerId], int],
         rates: tuple[float | None, float | None],
+        limits: LimitsConfig | None,
         *,
         task_status: trio.TaskStatus[Peer],
     ) -> None:
@@ -128,12 +136,22 @@ class Swarm:
                 transport = await stack.enter_async_context(host)
                 carrier = StreamCarrier(transport)
                 rng = random.Random(name)
+                limiting = LimitsService(limits or LimitsConfig(), lambda: time.gmtime(0), Path("herd.toml"))
                 exchange = ExchangeService(
-                    transport, blobs, blame, bus, config, me, rng, carrier=carrier, nearness=nearness
+                    transport,
+                    blobs,
+                    blame,
+                    bus,
+                    config,
+                    me,
+                    rng,
+                    carrier=carrier,
+                    nearness=nearness,
+                    limits=limiting,
                 )
                 nursery = await stack.enter_async_context(trio.open_nursery())
                 await nursery.start(exchange.run)
-                task_status.started(Peer(me, transport, blobs, blame, exchange, scope, bus))
+                task_status.started(Peer(me, transport, blobs, blame, exchange, scope, bus, limiting))
 
 
 @asynccontextmanager

@@ -18,6 +18,7 @@ from protocols.exchange.asking_words import (
     BlobAbsent,
     BlobGained,
     BlobHeld,
+    BlobHeldBack,
     CancelChunks,
     ChunkCame,
     ChunkTaken,
@@ -40,6 +41,7 @@ from protocols.exchange.messages import (
     DontHave,
     GetRecipe,
     Have,
+    HeldBack,
     Hello,
     Missing,
     Open,
@@ -96,6 +98,7 @@ class AskingSession:
             RecipePage: self._recipe_page,
             DontHave: self._dont_have,
             Cancelled: self._cancelled,
+            HeldBack: self._held_back,
         }
 
     def wants(self) -> list[tuple[Digest, int, int]]:
@@ -266,6 +269,9 @@ class AskingSession:
 
     def _cancelled(self, message: Cancelled) -> list[Effect]:
         return self._over(message.digest, message.indices, gone=False)
+
+    def _held_back(self, message: HeldBack) -> list[Effect]:
+        return [BlobHeldBack(message.digest)] if self._current(message.digest) is not None else []
 
     def _over(self, digest: Digest, indices: tuple[int, ...], *, gone: bool) -> list[Effect]:
         blob = self._blobs.get(digest)

@@ -121,3 +121,10 @@ class ChunkTaken(Effect):
     index: int
     size_bytes: int
     open: bool
+
+
+@attrs.frozen
+class BlobHeldBack(Effect):
+    """The giver says that what is wanted of an open blob waits for a limit of its own."""
+
+    digest: Digest

@@ -209,6 +209,13 @@ class Close:
     digest: Digest = attrs.field(validator=_digest)
 
 
+@attrs.frozen
+class HeldBack:
+    """Giver: what is wanted of this blob waits for a limit here. Said again while that lasts; nothing is lost."""
+
+    digest: Digest = attrs.field(validator=_digest)
+
+
 CODEC = Codec(
     {
         1: Hello,
@@ -224,6 +231,7 @@ CODEC = Codec(
         11: Cancel,
         12: Cancelled,
         13: Close,
+        14: HeldBack,
     }
 )
 

@@ -18,6 +18,7 @@ from protocols.exchange.asking_words import (
     BlobAbsent,
     BlobGained,
     BlobHeld,
+    BlobHeldBack,
     CancelChunks,
     ChunkCame,
     ChunkTaken,
@@ -74,6 +75,10 @@ class BlobListener(Protocol):
 
     def chunk_came(self, peer: PeerId, chunk: CarriedChunk) -> None:
         """A wanted chunk is here, unchecked. The listener owes a call of `AskingSide.stored` for it."""
+        ...
+
+    def held_back(self) -> None:
+        """A giver waits for a limit of its own before it sends what is wanted."""
         ...
 
     def giver_lost(self, peer: PeerId, reason: str) -> None:
@@ -140,6 +145,11 @@ class AskingSide:
         self.budget = budget
         self.paces = Paces(config, budget)
         self.counters = AskingCounters()
+
+    @property
+    def held_back(self) -> bool:
+        """Whether something is not asked now because of a limit."""
+        return self.budget is not None and self.budget.holds_back
 
     @property
     def givers(self) -> int:
@@ -244,7 +254,7 @@ class AskingSide:
                 if listener is not None and is_open:
                     listener.wants_over(giver.peer, indices, gone)
                 self._room_freed(giver.peer)
-            case BlobHeld(digest) | BlobAbsent(digest) | BlobGained(digest) | RecipeCame(digest):
+            case BlobHeld(digest) | BlobAbsent(digest) | BlobGained(digest) | RecipeCame(digest) | BlobHeldBack(digest):
                 listener = giver.listeners.get(digest)
                 if listener is not None:
                     _tell(listener, giver.peer, effect)
@@ -389,3 +399,5 @@ def _tell(listener: BlobListener, peer: PeerId, news: Effect) -> None:
             listener.blob_gained(peer, news)
         case RecipeCame(_, data):
             listener.recipe_came(peer, data)
+        case BlobHeldBack():
+            listener.held_back()

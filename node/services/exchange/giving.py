@@ -30,7 +30,7 @@ from protocols.exchange.giving import (
     WantedChunk,
     WantsQueued,
 )
-from protocols.exchange.messages import CODEC, MESSAGE_SIZE_BYTES_MAX
+from protocols.exchange.messages import CODEC, MESSAGE_SIZE_BYTES_MAX, HeldBack
 from protocols.exchange.slots import WINDOW_MAX_S, SendSlots
 from protocols.exchange.spread import Spread
 from protocols.exchange.turns import ServeTurns
@@ -45,6 +45,8 @@ OUTBOX_SIZE_BYTES_MAX = 64 * 1024 * 1024
 """News of the store is queued even then; an asker this far behind loses its session."""
 READ_AHEAD_CHUNKS = 1
 """How many chunks lie read before there is a slot to send them in."""
+HELD_BACK_INTERVAL_S = 5.0
+"""How often an asker hears that its chunk waits for a limit here, so that it does not give us up."""
 RECHECK_S = 2.0
 """How often a blob that an asker waits for is looked for, when it came by another way than a fetch of ours."""
 
@@ -290,15 +292,26 @@ class GivingSide:
         buffer = self._buffers.lend(want.size_bytes)
         try:
             if await self._read(asker, want, buffer.view):
-                if self._limits is not None:
-                    purpose = purpose_of(want.purpose)
-                    await self._limits.take(Direction.UP, asker.peer, purpose, want.size_bytes)
+                await self._wait_for_limits(asker, want)
                 async with self._slot(want):
                     await self._send(asker, want, buffer.view)
         finally:
             buffer.release()
             self._turns.end(asker, want.size_bytes)
             self._pump()
+
+    async def _wait_for_limits(self, asker: _Asker, want: WantedChunk) -> None:
+        if self._limits is None or self._limits.unlimited(Direction.UP):
+            return
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._say_held_back, asker, want)
+            await self._limits.take(Direction.UP, asker.peer, purpose_of(want.purpose), want.size_bytes)
+            nursery.cancel_scope.cancel()
+
+    async def _say_held_back(self, asker: _Asker, want: WantedChunk) -> None:
+        while True:
+            await trio.sleep(HELD_BACK_INTERVAL_S)
+            self._perform(asker, Send(asker.peer, HeldBack(want.digest)))
 
     @asynccontextmanager
     async def _slot(self, want: WantedChunk) -> AsyncIterator[None]:

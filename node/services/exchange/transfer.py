@@ -34,6 +34,8 @@ CLOSE_TIMEOUT_S = 60.0
 """How long making durable what is held may take when a transfer is cancelled."""
 VERIFYING_INTERVAL_S = 0.25
 """How often it is told how far the check of the whole is."""
+HELD_BACK_S_MAX = 3600.0
+"""How long a transfer waits for a giver that says it waits for a limit, from the last chunk that came."""
 SWITCH_AFTER_S = 5.0
 """How long a transfer waits for holders of its own recipe when there are holders of another."""
 
@@ -79,6 +81,7 @@ class Transfer:
         self._verifying = False
         self._started_s = trio.current_time()
         self._progress_at_s = self._started_s
+        self._stored_at_s = self._started_s
         self._usable_at_s = self._started_s
         self._matched_at_s = self._started_s
         self._duplicate_bytes = 0
@@ -174,6 +177,12 @@ class Transfer:
             self.chunk_unneeded(len(chunk.data))
             self._rooms.asking.stored(peer, chunk)
 
+    def held_back(self) -> None:
+        """A giver waits for a limit of its own: that is no stall, unless it never ends."""
+        now = trio.current_time()
+        if now - self._stored_at_s < HELD_BACK_S_MAX:
+            self._progress_at_s = now
+
     def giver_lost(self, peer: PeerId, reason: str) -> None:
         """A session ended."""
         self._sources.lost(peer, reason, trio.current_time())
@@ -219,6 +228,8 @@ class Transfer:
             return
         if self._sources.usable():
             self._usable_at_s = now
+        if self._rooms.asking.held_back:
+            self._progress_at_s = now
         if self._recipes.hopeless():
             self._give_up(VerificationFailed, "its recipe does not make it")
         elif self._sources.all_wrong() and not self._sources.usable():
@@ -306,7 +317,7 @@ class Transfer:
 
     def chunk_stored(self, peer: PeerId, index: int, size_bytes: int) -> None:
         """A chunk was checked and is stored."""
-        self._progress_at_s = trio.current_time()
+        self._progress_at_s = self._stored_at_s = trio.current_time()
         self._rooms.counters.stored_bytes += size_bytes
         self._sources.gave(peer, self._progress_at_s)
         self._rooms.giving.grew(self.digest, index)
