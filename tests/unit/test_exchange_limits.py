@@ -1,6 +1,7 @@
 """Limits of an operator's, seen in how long transfers take under virtual time."""
 
-import attrs
+from typing import Any
+
 import pytest
 import trio
 from trio.testing import MockClock
@@ -17,7 +18,8 @@ LIMIT = f"{RATE // 1024}KiB/s"
 
 def limited(key: str, rate: str) -> LimitsConfig:
     """No limit but this one."""
-    return attrs.evolve(LimitsConfig(), **{key: rate})
+    changes: dict[str, Any] = {key: rate}
+    return LimitsConfig(**changes)
 
 
 async def seconds_of(asker: Peer, digest: Digest, data: bytes, seeds: list[Peer], purpose: Purpose) -> float:

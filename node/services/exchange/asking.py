@@ -3,7 +3,6 @@
 import logging
 from collections import deque
 from random import Random
-from typing import Protocol
 
 import attrs
 import trio
@@ -11,6 +10,7 @@ import trio
 from node.blame import BlameLedger
 from node.ports import CarriedChunk, ChunkCarrier, ChunkLink, Stream, Transport, TransportError
 from node.services.exchange.budget import AskBudget
+from node.services.exchange.listener import BlobListener, tell
 from protocols.effects import Effect, Event, Received, Send
 from protocols.errors import RemoteProtocolError
 from protocols.exchange.asking import AskingSession
@@ -39,55 +39,6 @@ from protocols.ids import Digest, PeerId
 log = logging.getLogger("herd.exchange")
 
 ABORT_TIMEOUT_S = 2.0
-
-
-class BlobListener(Protocol):
-    """Who has a blob open with givers: a transfer. Nothing here waits."""
-
-    digest: Digest
-    size_bytes: int
-    purpose: str
-
-    @property
-    def priority(self) -> int:
-        """How the transfer stands to others now: what a peer gives goes to the highest first."""
-        ...
-
-    def blob_held(self, peer: PeerId, news: BlobHeld) -> None:
-        """The giver holds these chunks."""
-        ...
-
-    def blob_absent(self, peer: PeerId) -> None:
-        """The giver has nothing of the blob yet."""
-        ...
-
-    def blob_gained(self, peer: PeerId, news: BlobGained) -> None:
-        """The giver holds these chunks too."""
-        ...
-
-    def recipe_came(self, peer: PeerId, data: bytes | None) -> None:
-        """A page of the recipe came; `data` is the whole with the last page."""
-        ...
-
-    def wants_over(self, peer: PeerId, indices: tuple[int, ...], gone: bool) -> None:
-        """Wants ended without a chunk."""
-        ...
-
-    def chunk_came(self, peer: PeerId, chunk: CarriedChunk) -> None:
-        """A wanted chunk is here, unchecked. The listener owes a call of `AskingSide.stored` for it."""
-        ...
-
-    def held_back(self) -> None:
-        """A giver waits for a limit of its own before it sends what is wanted."""
-        ...
-
-    def giver_lost(self, peer: PeerId, reason: str) -> None:
-        """The session is over and the listener no longer attached; wants without an end will have none."""
-        ...
-
-    def room_freed(self, peer: PeerId | None) -> None:
-        """More may be asked of this giver; of any when None."""
-        ...
 
 
 @attrs.define
@@ -257,7 +208,7 @@ class AskingSide:
             case BlobHeld(digest) | BlobAbsent(digest) | BlobGained(digest) | RecipeCame(digest) | BlobHeldBack(digest):
                 listener = giver.listeners.get(digest)
                 if listener is not None:
-                    _tell(listener, giver.peer, effect)
+                    tell(listener, giver.peer, effect)
 
     async def _converse(self, giver: _Giver) -> None:
         stream: Stream | None = None
@@ -387,17 +338,3 @@ class AskingSide:
         for listener in listeners.values():
             listener.giver_lost(giver.peer, str(error))
         self._room_freed(giver.peer)
-
-
-def _tell(listener: BlobListener, peer: PeerId, news: Effect) -> None:
-    match news:
-        case BlobHeld():
-            listener.blob_held(peer, news)
-        case BlobAbsent():
-            listener.blob_absent(peer)
-        case BlobGained():
-            listener.blob_gained(peer, news)
-        case RecipeCame(_, data):
-            listener.recipe_came(peer, data)
-        case BlobHeldBack():
-            listener.held_back()

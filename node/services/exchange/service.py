@@ -15,7 +15,8 @@ from node.services.exchange.asking import AskingSide
 from node.services.exchange.budget import AskBudget
 from node.services.exchange.giving import GivingSide
 from node.services.exchange.reports import FetchProgress, FetchReport
-from node.services.exchange.transfer import Rooms, Transfer
+from node.services.exchange.rooms import Rooms
+from node.services.exchange.transfer import Transfer
 from node.services.limits.service import LimitsService
 from protocols.errors import LocalProtocolError
 from protocols.exchange.acquaintances import Acquaintances, alike

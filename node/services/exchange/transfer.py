@@ -4,27 +4,21 @@ import functools
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from random import Random
 
-import attrs
 import trio
 
-from node.blame import BlameLedger
 from node.errors import HerdError, TransferFailed, VerificationFailed, only_error
-from node.ports import Blobs, CarriedChunk
-from node.services.exchange.asking import AskingSide
+from node.ports import CarriedChunk
 from node.services.exchange.attempt import Attempt
-from node.services.exchange.giving import GivingSide
 from node.services.exchange.recipes import ChosenRecipe, Recipes
-from node.services.exchange.reports import FetchProgress, FetchReport, TransferCounters
+from node.services.exchange.reports import FetchProgress, FetchReport
+from node.services.exchange.rooms import Rooms
 from node.services.exchange.sources import Holders, Sources
 from protocols.errors import RemoteProtocolError
-from protocols.exchange.acquaintances import Acquaintances
 from protocols.exchange.asking_words import (
     BlobGained,
     BlobHeld,
 )
-from protocols.exchange.config import ExchangeConfig
 from protocols.exchange.picks import PeerGained, PeerLost, PeerReady, RoomFreed, WantsEnded
 from protocols.ids import Digest, PeerId, RecipeId
 
@@ -38,21 +32,6 @@ HELD_BACK_S_MAX = 3600.0
 """How long a transfer waits for a giver that says it waits for a limit, from the last chunk that came."""
 SWITCH_AFTER_S = 5.0
 """How long a transfer waits for holders of its own recipe when there are holders of another."""
-
-
-@attrs.frozen
-class Rooms:
-    """What a transfer works with."""
-
-    asking: AskingSide
-    giving: GivingSide
-    blobs: Blobs
-    blame: BlameLedger
-    known: Acquaintances
-    config: ExchangeConfig
-    me: PeerId
-    rng: Random
-    counters: TransferCounters = attrs.field(factory=TransferCounters)
 
 
 class Transfer:
