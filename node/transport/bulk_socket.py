@@ -12,7 +12,11 @@ import trio
 
 from node.ports import TransportError
 
-WAKE_SIZE_BYTES_MAX = 256 * 1024
+TCP_NOTSENT_LOWAT = 25
+"""The option's number on Linux (tcp(7)); Python's socket module has no name for it."""
+UNSENT_SIZE_BYTES = 256 * 1024
+"""How much the kernel takes beyond what is on its way: what lies there cannot go to another asker that waits less."""
+WAKE_SIZE_BYTES_MAX = 512 * 1024
 """A reader sleeps until so much is there; more at once would leave the socket's buffer full and the sender waiting."""
 USER_TIMEOUT_MS = 30_000
 """A peer that confirms nothing for so long is gone."""
@@ -36,6 +40,7 @@ class BulkSocket:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
+            self._socket.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, UNSENT_SIZE_BYTES)
             if congestion_control:
                 self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, congestion_control.encode())
 

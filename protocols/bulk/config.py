@@ -19,7 +19,7 @@ class BulkConfig:
         help="TCP port of the bulk plane; 0 takes the one after the node's own where that is free.",
     )
     frame_size_bytes: int = option(
-        512 * 1024,
+        1024 * 1024,
         unit="bytes",
         minimum=256 * 1024,
         maximum=FRAME_SIZE_BYTES_MAX,

@@ -90,7 +90,7 @@ class ExchangeConfig:
         ("zone", "region"), help="Labels that name where a member is, from the smallest place to the largest."
     )
     writes_max: int = option(
-        4, unit="chunks", minimum=1, maximum=64, help="How many chunks of one blob are checked and written at a time."
+        3, unit="chunks", minimum=1, maximum=64, help="How many chunks of one blob are checked and written at a time."
     )
     have_interval_s: float = option(
         0.05,
