@@ -36,11 +36,6 @@ def raw_pass(path: Path) -> str:
     return whole.hexdigest()
 
 
-def blake3_all_threads(path: Path) -> str:
-    """BLAKE3 alone over the whole mapped file, with every core; in hex."""
-    return blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
-
-
 def timed_s(work: Callable[[], object]) -> float:
     """How long one run takes."""
     started = time.perf_counter()

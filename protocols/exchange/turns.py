@@ -6,8 +6,8 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-CHUNKS_PER_ASKER_MAX = 2
-"""One chunk is read while the one before it is sent."""
+AHEAD_CHUNKS = 1
+"""One chunk of an asker is read while those before it are sent, as many at a time as its link has lanes."""
 PASSED_MAX = 32
 """How often an asker is passed over for others whose chunks were given less often."""
 
@@ -34,16 +34,19 @@ class ServeTurns(Generic[T]):
             del self._passed[asker]
             self._order.remove(asker)
 
-    def next(self, next_of: Callable[[T], tuple[int, int] | None]) -> T | None:
+    def next(
+        self, next_of: Callable[[T], tuple[int, int] | None], lanes_of: Callable[[T], int] = lambda _asker: 1
+    ) -> T | None:
         """Who is next; None when nobody can be. `next_of` gives the size of an asker's next chunk and how often that
-        chunk was given already (None: it wants nothing). What was given least goes first, and equals take turns.
+        chunk was given already (None: it wants nothing), `lanes_of` how many of its chunks travel side by side. What
+        was given least goes first, and equals take turns.
         """
         best: tuple[T, int] | None = None
         least = 0
         before_best: list[T] = []
         waiting: list[T] = []
         for asker in self._order:
-            found = next_of(asker) if self._running[asker] < CHUNKS_PER_ASKER_MAX else None
+            found = next_of(asker) if self._running[asker] < lanes_of(asker) + AHEAD_CHUNKS else None
             if found is None:
                 continue
             size_bytes, copies = found

@@ -1,6 +1,7 @@
 """The small parts of the exchange by themselves: rarity, paces, turns, places."""
 
 import random
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -262,3 +263,15 @@ def test_own_places_differ_and_stay() -> None:
     assert len(set(places)) > 15
     assert all(0 <= place < 1000 for place in places)
     assert own_place(PEER, blob, 0) == 0
+
+
+def test_an_asker_has_as_many_chunks_under_way_as_it_has_lanes_and_one_more() -> None:
+    turns: ServeTurns[str] = ServeTurns(1000)
+    lanes = {"one": 1, "four": 4, "none yet": 0}
+    for asker in lanes:
+        turns.add(asker)
+    given: Counter[str] = Counter()
+    while (asker := turns.next(lambda _asker: (10, 1), lanes.__getitem__)) is not None:
+        turns.start(asker, 10)
+        given[asker] += 1
+    assert given == {"one": 2, "four": 5, "none yet": 1}

@@ -280,7 +280,7 @@ class GivingSide:
     def _pump(self) -> None:
         while (
             self._turns.running < self._slots.count + READ_AHEAD_CHUNKS
-            and (asker := self._turns.next(_next_of)) is not None
+            and (asker := self._turns.next(_next_of, _lanes_of)) is not None
         ):
             want = asker.core.peek()
             assert want is not None, "an asker's turn comes only when it wants something"
@@ -366,6 +366,10 @@ class GivingSide:
                 asker.core.sent(want)
                 self.counters.served_bytes += want.size_bytes
                 self.counters.served_chunks += 1
+
+
+def _lanes_of(asker: _Asker) -> int:
+    return asker.link.lanes if asker.link is not None else 0
 
 
 def _next_of(asker: _Asker) -> tuple[int, int] | None:
