@@ -271,7 +271,7 @@ def test_an_asker_has_as_many_chunks_under_way_as_it_has_lanes_and_one_more() ->
     for asker in lanes:
         turns.add(asker)
     given: Counter[str] = Counter()
-    while (asker := turns.next(lambda _asker: (10, 1), lanes.__getitem__)) is not None:
-        turns.start(asker, 10)
-        given[asker] += 1
+    while (served := turns.next(lambda _asker: (10, 1), lanes.__getitem__)) is not None:
+        turns.start(served, 10)
+        given[served] += 1
     assert given == {"one": 2, "four": 5, "none yet": 1}
