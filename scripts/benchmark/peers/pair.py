@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from importlib.util import find_spec
@@ -24,11 +25,15 @@ LIBTORRENT_PIECE_SIZE_BYTES = 4 * MIB
 
 @attrs.frozen
 class Transfer:
-    """One transfer: seconds until the receiver had the whole file, and what each end cost meanwhile."""
+    """One transfer: seconds until the receiver had the whole file durable, and what each end cost meanwhile.
+
+    `sync_s` of those seconds are an fsync that the peer itself leaves out; herd's report comes after its own.
+    """
 
     seconds: float
     sender: Cost
     receiver: Cost
+    sync_s: float = 0.0
 
     @property
     def cpu_s(self) -> float:
@@ -63,6 +68,19 @@ async def costing(sender: int, receiver: int, work: Callable[[], Awaitable[float
     return Transfer(seconds, costs[0], costs[1])
 
 
+async def make_durable(folder: Path) -> float:
+    """Sync every file that came into a folder, so that all peers end with the same: seconds."""
+
+    def sync() -> float:
+        began = time.monotonic()
+        for path in (path for path in folder.rglob("*") if path.is_file()):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        return time.monotonic() - began
+
+    return await trio.to_thread.run_sync(sync)
+
+
 @attrs.frozen
 class HerdPair:
     """Two nodes. Timed from the request to the API to the report, by when all is verified and durable."""
@@ -95,7 +113,7 @@ async def herd_pair(folder: Path, file: Path) -> AsyncIterator[HerdPair]:
 
 @attrs.frozen
 class LibtorrentPair:
-    """Two sessions that run. Timed from connecting to `is_seeding`: all pieces checked, written, not made durable."""
+    """Two sessions that run. Timed from connecting to `is_seeding` (all pieces checked and written) and synced."""
 
     sender: Agent
     receiver: Agent
@@ -111,7 +129,9 @@ class LibtorrentPair:
             return float((await self.receiver.ask("receive", peers=peers, timeout_s=1000))["seconds"])
 
         await self.receiver.ask("add", torrent=str(self.torrent), folder=str(self.into), seed=False)
-        return await costing(self.sender.pid, self.receiver.pid, receive)
+        transfer = await costing(self.sender.pid, self.receiver.pid, receive)
+        sync_s = await make_durable(self.into)
+        return attrs.evolve(transfer, seconds=transfer.seconds + sync_s, sync_s=sync_s)
 
     async def clear(self) -> None:
         """Let go of the torrent and its file."""
@@ -147,7 +167,7 @@ async def libtorrent_pair(folder: Path, file: Path) -> AsyncIterator[LibtorrentP
 
 @attrs.frozen
 class ProgramPair:
-    """A daemon that sends, and programs that receive one after the other. Timed from their start to their end."""
+    """A daemon that sends, and programs that receive one after the other. Timed from start to end, and synced."""
 
     daemon_pid: int
     commands: list[list[str]]
@@ -161,7 +181,8 @@ class ProgramPair:
         before = cost_of_tree(self.daemon_pid)
         ended = [await run_measured(command, self.log) for command in self.commands]
         sender = cost_of_tree(self.daemon_pid).since(before)
-        return Transfer(sum(one.seconds for one in ended), sender, _cost_of_ended(ended))
+        sync_s = await make_durable(self.into)
+        return Transfer(sum(one.seconds for one in ended) + sync_s, sender, _cost_of_ended(ended), sync_s)
 
     async def clear(self) -> None:
         """Remove what was received."""
