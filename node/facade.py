@@ -18,6 +18,7 @@ from node.views import (
 
 OnProgress = Callable[[Progress], None]
 Through = Literal["auto", "catalog", "dht"]
+Priority = Literal["low", "normal", "high"]
 
 
 class HerdNode(Protocol):
@@ -52,8 +53,13 @@ class HerdNode(Protocol):
         """The network's models whose name matches a glob. `auto` asks the catalog, then the DHT for a plain name."""
         ...
 
-    async def pull(self, name: str, *, on_progress: OnProgress | None = None) -> PullReport:
-        """Fetch, verify and place a model. Resumes what an earlier pull left; NotFound when nobody holds it."""
+    async def pull(
+        self, name: str, *, priority: Priority = "normal", on_progress: OnProgress | None = None
+    ) -> PullReport:
+        """Fetch, verify and place a model. Resumes what an earlier pull left; NotFound when nobody holds it.
+
+        What a peer can give goes to the pulls of the highest `priority` first; equals share it.
+        """
         ...
 
     async def remove(self, name: str) -> None:

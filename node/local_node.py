@@ -10,7 +10,7 @@ from node.blame import BlameLedger
 from node.config import HerdConfig
 from node.errors import HerdError
 from node.events import EventBus
-from node.facade import OnProgress, Through
+from node.facade import OnProgress, Priority, Through
 from node.ports import Transport, TransportError
 from node.services.catalog.service import CatalogService
 from node.services.exchange.planes import Planes
@@ -109,10 +109,12 @@ class LocalNode:
         except (TransportError, RemoteProtocolError) as error:
             raise HerdError(f"the directory could not be asked for {pattern}: {error}") from error
 
-    async def pull(self, name: str, *, on_progress: OnProgress | None = None) -> PullReport:
+    async def pull(
+        self, name: str, *, priority: Priority = "normal", on_progress: OnProgress | None = None
+    ) -> PullReport:
         """Fetch, verify and place a model."""
         try:
-            return await self.models.pull(name, on_progress)
+            return await self.models.pull(name, on_progress, priority)
         except (TransportError, RemoteProtocolError) as error:
             raise HerdError(f"{name} could not be pulled: {error}") from error
 

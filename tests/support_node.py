@@ -14,7 +14,7 @@ from node.api.config import ApiConfig
 from node.api.server import serve_api
 from node.errors import NotFound, UsageError
 from node.events import EventBus, TransferEnded
-from node.facade import OnProgress, Through
+from node.facade import OnProgress, Priority, Through
 from node.metrics import Metrics
 from node.services.limits.service import LimitsService
 from node.services.models.operations import Operations
@@ -138,7 +138,9 @@ class FakeNode:
             if fnmatchcase(name, pattern) or fnmatchcase(name.partition(":")[0], pattern)
         ]
 
-    async def pull(self, name: str, *, on_progress: OnProgress | None = None) -> PullReport:
+    async def pull(
+        self, name: str, *, priority: Priority = "normal", on_progress: OnProgress | None = None
+    ) -> PullReport:
         self._fail()
         if name not in self.remote:
             raise NotFound(f"{name}: nobody in the mesh holds it")

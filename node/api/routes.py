@@ -22,7 +22,7 @@ from node.api.guards import Boundary, Guard, WholeBody, unknown_route
 from node.api.progress import ProgressStream
 from node.errors import UsageError
 from node.events import event_to_json
-from node.facade import HerdNode, OnProgress, Through
+from node.facade import HerdNode, OnProgress, Priority, Through
 from node.metrics import Metrics
 from node.views import to_json
 from protocols.names import InvalidName, ModelName
@@ -122,12 +122,15 @@ class Api:
         return ProgressStream(work, name, self._config, self.stopping)
 
     async def pull(self, request: Request) -> Any:
-        """POST `{"name"}`: NDJSON of Progress, then `{"report": PullReport}` or the error."""
-        document = await _json_body(request, required=("name",))
+        """POST `{"name", "priority"?}`: NDJSON of Progress, then `{"report": PullReport}` or the error."""
+        document = await _json_body(request, required=("name",), optional=("priority",))
         name = _model_name(document["name"])
+        priority = document.get("priority", "normal")
+        if priority not in get_args(Priority):
+            raise UsageError(f"priority = {priority[:80]!r} is not allowed: one of {', '.join(get_args(Priority))}")
 
         async def work(on_progress: OnProgress) -> Any:
-            return await self._node.pull(name, on_progress=on_progress)
+            return await self._node.pull(name, priority=cast("Priority", priority), on_progress=on_progress)
 
         return ProgressStream(work, name, self._config, self.stopping)
 

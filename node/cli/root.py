@@ -5,7 +5,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import click
 
@@ -28,6 +28,7 @@ from node.cli.output import (
 )
 from node.cli.verify_command import verify
 from node.errors import HerdError, NotFound, UsageError
+from node.facade import Priority
 
 INTERRUPTED = 130
 HOLDERS_SHOWN = 8
@@ -212,13 +213,21 @@ def add(home: Path | None, models: str | None, as_json: bool, file: Path, name: 
 @herd.command()
 @node_options
 @click.argument("name")
-def pull(home: Path | None, models: str | None, as_json: bool, name: str) -> None:
+@click.option(
+    "--priority",
+    type=click.Choice(get_args(Priority)),
+    default="normal",
+    show_default=True,
+    help="Which of several pulls gets what a peer can give first; equals share it.",
+)
+def pull(home: Path | None, models: str | None, as_json: bool, name: str, priority: str) -> None:
     """Fetch a model from the mesh, verified.
 
-    It goes on where an earlier pull ended; what was checked once does not travel again.
+    It goes on where an earlier pull ended; what was checked once does not travel again. A model that is being pulled
+    already is not pulled twice: the one pull gets the highest priority that anybody asked for.
     """
     resume = f"what was checked is kept, `herd pull {name}` goes on from there"
-    report = _operate(home, "/api/mesh/pull", {"name": name}, as_json, resume)
+    report = _operate(home, "/api/mesh/pull", {"name": name, "priority": priority}, as_json, resume)
     if as_json:
         return
     fetched, seconds = report["fetched_bytes"], report["seconds"]

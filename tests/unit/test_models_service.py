@@ -15,6 +15,7 @@ from trio.testing import MockClock
 from node.blame import BlameLedger
 from node.errors import NotFound, UsageError, VerificationFailed
 from node.events import QUEUE_LENGTH_MAX, EventBus, TransferEnded, TransferProgressed
+from node.facade import Priority
 from node.identity import Identity
 from node.ports import BlobMissing, StoreError
 from node.services.catalog.service import CatalogService
@@ -548,3 +549,27 @@ async def test_a_change_of_the_store_that_was_lost_among_other_events_is_announc
             first.bus.publish(TransferProgressed("id", "other:latest", "", held_bytes, QUEUE_LENGTH_MAX, {}))
         await trio.sleep(5)
         assert [model.name for model in await second.models.discover("*")] == ["llama:latest"]
+
+
+@pytest.mark.parametrize(("joined", "last"), [("low", "mistral"), ("high", "llama")])
+async def test_a_pull_has_the_highest_priority_of_those_who_wait_for_it(
+    joined: Priority, last: str, autojump_clock: MockClock
+) -> None:
+    async with open_mesh() as mesh:
+        # The holder's disk gives one chunk in 100 ms, and equals take turns: what began first is through first.
+        first, second = await mesh.host(read_delay_s=0.1, reads_at_once=1), await mesh.host()
+        await first.hold("llama", WEIGHTS)
+        await first.hold("mistral", random.Random(6).randbytes(len(WEIGHTS)))
+        await trio.sleep(5)
+        ended: list[str] = []
+
+        async def pull(name: str, priority: Priority) -> None:
+            await second.models.pull(name, priority=priority)
+            ended.append(name)
+
+        async with trio.open_nursery() as pulls:
+            asked: list[tuple[str, Priority]] = [("llama", "low"), ("mistral", "low"), ("mistral", joined)]
+            for name, priority in asked:
+                pulls.start_soon(pull, name, priority)
+                await trio.sleep(0.5)
+        assert ended[-1] == last

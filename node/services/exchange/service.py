@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from random import Random
 
 import attrs
@@ -114,7 +115,7 @@ class ExchangeService:
         recipe_id: RecipeId | None = None,
         sources: Callable[[], Sequence[PeerId]],
         on_progress: Callable[[FetchProgress], None] | None = None,
-        priority: int = 0,
+        priority: int | Callable[[], int] = 0,
         purpose: Purpose = Purpose.PULL,
     ) -> FetchReport:
         """Make a blob of `size_bytes` whole and verified in the store, from the peers that `sources` names.
@@ -122,13 +123,14 @@ class ExchangeService:
         `sources` is asked again every `sources_interval_s` and when a peer is lost, preferred first. Fetches of one
         digest at a time share one transfer, and its report. Cancelling keeps what is here for a later fetch.
         While a transfer of higher `priority` can use what a peer gives, lower ones get none of it; equals take turns.
+        One that changes meanwhile is given as a function.
         `purpose` chooses the limits, here and at the givers; who joins a running transfer has that one's.
         Raises TransferFailed, VerificationFailed when all that was offered was wrong, or the StoreError that
         kept the blob from being stored.
         """
         transfer = await self._join(digest, size_bytes, recipe_id, purpose)
         key = object()
-        transfer.join(key, sources, priority)
+        transfer.join(key, sources, priority if callable(priority) else partial(int, priority))
         try:
             await _follow(transfer, on_progress)
         finally:

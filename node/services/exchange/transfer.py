@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import trio
@@ -53,7 +53,7 @@ class Transfer:
         self._sources = Sources(rooms.me, rooms.blame, rooms.known, rooms.config, rooms.rng)
         self._recipes = Recipes(digest, size_bytes, recipe_id, self._sources, rooms.asking, rooms.blame, rooms.config)
         self._sources_changed = trio.Event()
-        self._priorities: dict[object, int] = {}
+        self._priorities: dict[object, Callable[[], int]] = {}
         self._attempt: Attempt | None = None
         self._attempt_scope = trio.CancelScope()
         self._disk_works = False
@@ -67,7 +67,7 @@ class Transfer:
         self._refused_bytes = 0
         self._refused_chunks = 0
 
-    def join(self, key: object, holders: Holders, priority: int) -> None:
+    def join(self, key: object, holders: Holders, priority: Callable[[], int]) -> None:
         """One more waits for this blob, and knows these holders. The highest priority of those who wait counts."""
         self._priorities[key] = priority
         self._sources.add(key, holders)
@@ -84,7 +84,7 @@ class Transfer:
     @property
     def priority(self) -> int:
         """How it stands to other transfers."""
-        return max(self._priorities.values(), default=0)
+        return max((priority() for priority in self._priorities.values()), default=0)
 
     async def run(self) -> None:
         """Fetch, until verified, failed or cancelled; the outcome is in `report` or `failure`."""

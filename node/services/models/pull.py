@@ -4,13 +4,14 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import get_args
 
 import attrs
 import trio
 
 from node.errors import HerdError
 from node.events import EventBus, TransferEnded, TransferProgressed
-from node.facade import OnProgress
+from node.facade import OnProgress, Priority
 from node.ports import Blobs, Models
 from node.services.exchange.reports import FetchProgress, FetchReport
 from node.services.exchange.service import ExchangeService
@@ -38,8 +39,21 @@ class _BlobState:
     done: bool = False
 
 
+@attrs.frozen(eq=False)
+class Waiter:
+    """One who waits for a pull: how it stands to other pulls (higher goes first), and who hears how far it is."""
+
+    priority: int
+    on_progress: OnProgress | None
+
+    @classmethod
+    def of(cls, priority: Priority, on_progress: OnProgress | None) -> "Waiter":
+        """From what a person says."""
+        return cls(get_args(Priority).index(priority), on_progress)
+
+
 class Pull:
-    """One running pull. `listeners` may be added to while it runs; each gets every progress from then on."""
+    """One running pull. `waiters` come and go while it runs: each hears every progress, the highest priority counts."""
 
     def __init__(
         self,
@@ -51,7 +65,7 @@ class Pull:
         blobs: Blobs,
         models: Models,
         bus: EventBus,
-        listeners: list[OnProgress],
+        waiters: Sequence[Waiter],
     ) -> None:
         self.version = version
         self._id = operation_id
@@ -63,7 +77,7 @@ class Pull:
         # Blobs that another model brought, removed while this pull runs, are still needed here.
         self._kept = blobs.keep({entry.digest: entry.size_bytes for entry in version.blobs})
         self._bus = bus
-        self._listeners = listeners
+        self._waiters = waiters
         self._phase = "fetching"
         self._started_s = trio.current_time()
         self._told_s = float("-inf")
@@ -149,6 +163,7 @@ class Pull:
             recipe_id=RecipeId(entry.recipe_id) if entry.recipe_id else None,
             sources=partial(self._sources, entry.digest),
             on_progress=progressed,
+            priority=lambda: max((waiter.priority for waiter in self._waiters), default=0),
         )
         self._reports.append(report)
         resumed_bytes = 0 if was_here else report.resumed_bytes
@@ -202,5 +217,11 @@ class Pull:
         self._bus.publish(
             TransferProgressed(self._id, view.model, digest, view.held_bytes, view.size_bytes, view.sources)
         )
-        for listener in list(self._listeners):
-            listener(progress)
+        tell(self._waiters, progress)
+
+
+def tell(waiters: Sequence[Waiter], progress: Progress) -> None:
+    """Let all who wait and listen hear a progress."""
+    for waiter in list(waiters):
+        if waiter.on_progress is not None:
+            waiter.on_progress(progress)

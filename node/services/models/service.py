@@ -14,13 +14,13 @@ import trio
 
 from node.errors import HerdError, NotFound, UsageError
 from node.events import EventBus, EventsLost, StoreChanged
-from node.facade import OnProgress, Through
+from node.facade import OnProgress, Priority, Through
 from node.ports import BlobMissing, Blobs, Models, StoreError
 from node.services.catalog.service import CatalogService
 from node.services.discovery.service import DiscoveryService
 from node.services.exchange.service import ExchangeService
 from node.services.models.operations import Operations
-from node.services.models.pull import Pull
+from node.services.models.pull import Pull, Waiter, tell
 from node.views import FoundModel, ModelView, Progress, ProviderView, PullReport, TransferView
 from protocols.catalog.records import BlobEntry, Holding, VersionRecord
 from protocols.ids import Digest, PeerId, digest_of
@@ -68,7 +68,7 @@ class ModelService:
         self._bus = bus
         self._peer_id = peer_id
         self._pulls: dict[str, Pull] = {}
-        self._listeners: dict[str, list[OnProgress]] = {}
+        self._waiters: dict[str, list[Waiter]] = {}
         self._operations: Operations[PullReport] | None = None
         self._announcing = trio.Lock()
         self._unstated: dict[ModelName, str] = {}
@@ -234,29 +234,29 @@ class ModelService:
         """The pulls going on now."""
         return [self._pulls[name].view() for name in sorted(self._pulls)]
 
-    async def pull(self, name: str, on_progress: OnProgress | None = None) -> PullReport:
+    async def pull(self, name: str, on_progress: OnProgress | None = None, priority: Priority = "normal") -> PullReport:
         """Fetch, verify and place a model; callers who ask for one name at once share one transfer.
+
+        The highest priority of those who wait for it is its own.
 
         NotFound when nobody alive holds it, TransferFailed or VerificationFailed when the holders did not deliver.
         """
         model_name = parse_name(name)
         if self._operations is None:
             raise HerdError("the node is not running yet")
-        listeners = self._listeners.setdefault(model_name.full(), [])
-        if on_progress is not None:
-            listeners.append(on_progress)
+        waiters = self._waiters.setdefault(model_name.full(), [])
+        waiter = Waiter.of(priority, on_progress)
+        waiters.append(waiter)
         try:
-            return await self._operations.share(model_name.full(), lambda: self._pull(model_name, listeners))
+            return await self._operations.share(model_name.full(), lambda: self._pull(model_name, waiters))
         finally:
-            if on_progress is not None:
-                listeners.remove(on_progress)
-            if not listeners and not self._operations.running(model_name.full()):
-                self._listeners.pop(model_name.full(), None)
+            waiters.remove(waiter)
+            if not waiters and not self._operations.running(model_name.full()):
+                self._waiters.pop(model_name.full(), None)
 
-    async def _pull(self, name: ModelName, listeners: list[OnProgress]) -> PullReport:
+    async def _pull(self, name: ModelName, waiters: Sequence[Waiter]) -> PullReport:
         operation_id = uuid.uuid4().hex
-        for listener in list(listeners):
-            listener(Progress(operation_id, name.display(), "resolving", 0, 0))
+        tell(waiters, Progress(operation_id, name.display(), "resolving", 0, 0))
         version, answered = await self._resolve(name)
         # A node that follows no names keeps the record of what it pulls: it holds that version, it did not make one.
         self._catalog.keep_version(version)
@@ -276,7 +276,7 @@ class ModelService:
             blobs=self._blobs,
             models=self._models,
             bus=self._bus,
-            listeners=listeners,
+            waiters=waiters,
         )
         self._pulls[name.full()] = pull
         try:
