@@ -100,7 +100,7 @@ async def bulk_pair(
         made: list[BulkPair] = []
 
         def hosts_of(_peer: PeerId) -> list[str]:
-            return [made[0].route]
+            return made[0].route.split()
 
         asker = await stack.enter_async_context(open_bulk_carrier(ann.transport, hosts_of, config, HOST, 0))
         giver = await stack.enter_async_context(open_bulk_carrier(bob.transport, hosts_of, config, HOST, 0))

@@ -168,10 +168,15 @@ class BulkCarrier:
 
     async def _dial(self, peer: PeerId, port: int) -> BulkSocket:
         problem = "no address is known"
-        for host in self._hosts_of(peer):
+        hosts = self._hosts_of(peer)
+        for tried, host in enumerate(hosts):
+            # A host that swallows what comes must leave time for those after it.
+            time_s = max(0.0, trio.current_effective_deadline() - trio.current_time()) / (len(hosts) - tried)
             try:
-                stream = await trio.open_tcp_stream(host, port)
-                return BulkSocket(stream, self._config.congestion_control)
+                with trio.move_on_after(time_s):
+                    stream = await trio.open_tcp_stream(host, port)
+                    return BulkSocket(stream, self._config.congestion_control)
+                problem = f"{host} port {port}: no answer (a firewall?)"
             except OSError as error:
                 problem = f"{host} port {port}: {failure_reason(error)}"
         raise TransportError(f"its bulk port cannot be reached: {problem}")

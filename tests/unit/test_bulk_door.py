@@ -1,6 +1,8 @@
 """Who comes to the bulk port without a good ticket: port scanners, strangers, the late and the double."""
 
-from collections.abc import Awaitable, Callable
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack
 
 import pytest
 import trio
@@ -186,3 +188,24 @@ async def test_who_answers_at_the_port_without_the_key_is_not_taken_for_the_give
             await world.link(route="127.0.0.2")
         assert world.asker.counters.connections_failed == 1
         assert world.blames() == [{}, {}]
+
+
+async def test_a_host_that_swallows_connections_leaves_time_for_the_next(sockets: ExitStack) -> None:
+    async with bulk_pair(connect_timeout_s=2.0) as world:
+        swallowing = "127.0.0.9"
+        door = sockets.enter_context(socket.create_server((swallowing, world.giver.port), backlog=0))
+        # Linux takes one more than the backlog, and then no longer answers.
+        crowd = [sockets.enter_context(socket.socket()) for _ in range(4)]
+        for one in crowd:
+            one.setblocking(False)
+            one.connect_ex(door.getsockname())
+        asker, giver = await world.link(route=f"{swallowing} 127.0.0.1")
+        await giver.send(chunks_of([100])[0], lambda: True)
+        assert told(await asker.receive())[0] == 0
+
+
+@pytest.fixture
+def sockets() -> Iterator[ExitStack]:
+    """Sockets of the test's own, closed after it."""
+    with ExitStack() as stack:
+        yield stack
