@@ -49,10 +49,11 @@ async def _alternate(bench: Bench, receiver: Node, count: int) -> dict[str, list
     seconds: dict[str, list[float]] = {HELD_BY_ALL: [], HELD_BY_ONE: []}
     for number in bench.rounds(TIME_SHARE):
         for name in in_turn(list(seconds), number):
-            await receiver.wait_holders(name, count if name == HELD_BY_ALL else 1)
+            holders = count if name == HELD_BY_ALL else 1
+            await receiver.wait_holders(name, holders)
             await settle()
             pull = await receiver.pull(name)
             seconds[name].append(pull.seconds)
-            bench.say(f"sources, round {number + 1}: {len(pull.report.sources)} gave it in {pull.seconds:.2f} s")
+            bench.say(f"sources, round {number + 1}: from {holders} in {pull.seconds:.2f} s")
             await receiver.remove(name)
     return seconds
