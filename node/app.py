@@ -5,9 +5,10 @@ import random
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
+from pathlib import Path
 
 import attrs
 import trio
@@ -23,14 +24,18 @@ from node.home import holding_home
 from node.identity import Identity, load_or_create_identity
 from node.local_node import LocalNode
 from node.metrics import Metrics
+from node.ports import Blobs, ChunkCarrier, Datagrams, Directory, Door, Models, SmallFile, Transport
+from node.services.catalog.keeper import CatalogKeeper, FileKeeper
 from node.services.catalog.service import CatalogService
 from node.services.discovery.service import DiscoveryService
 from node.services.exchange.carrier import StreamCarrier
 from node.services.exchange.planes import Planes
 from node.services.exchange.service import ExchangeService
 from node.services.limits.service import LimitsService
+from node.services.membership.memory import FILE_NAME as MEMBERS_FILE_NAME
 from node.services.membership.service import MembershipService
 from node.services.models.service import ModelService
+from node.small_file import DiskFile
 from node.store.store import Store, open_store
 from node.transport.bulk import BulkCarrier, open_bulk_carrier
 from node.transport.datagram import UdpDatagrams, open_udp_datagrams
@@ -61,13 +66,64 @@ MEMBERSHIP_GAUGES = ("alive", "suspect", "dead", "left", "local_health_score", "
 EXCHANGE_GAUGES = ("transfers", "givers", "askers", "outstanding_bytes", "serve_buffered_bytes")
 
 
-@attrs.frozen
-class _Resources:
-    """What a node owns of the outside world; each is opened and closed in one place."""
+@attrs.frozen(kw_only=True)
+class Surroundings:
+    """What a node has of the world outside: real in `open_node`, simulated in a simulated world.
+
+    `wall_time` gives seconds since 1970, `local_time` the local time; `settings_file` is named in advice only.
+    """
 
     identity: Identity
     bus: EventBus
     blame: BlameLedger
+    models: Models
+    blobs: Blobs
+    free_disk_bytes: Callable[[], int]
+    transport: Transport
+    datagrams: Datagrams
+    directory: Directory
+    streams: ChunkCarrier
+    bulk: ChunkCarrier | None
+    remembered: SmallFile | None
+    keeper: CatalogKeeper | None
+    rng: random.Random
+    wall_time: Callable[[], float]
+    local_time: Callable[[], time.struct_time]
+    settings_file: Path
+
+
+@attrs.frozen
+class Services:
+    """The long-running parts, each knowing the others only where it is given them in `assemble`."""
+
+    membership: MembershipService
+    catalog: CatalogService
+    discovery: DiscoveryService
+    exchange: ExchangeService
+    models: ModelService
+    planes: Planes | None
+    limits: LimitsService
+
+    async def start(self, nursery: trio.Nursery) -> None:
+        """Run what must run before the mesh is joined. Raises a HerdError when something cannot start."""
+        for part in (self.membership, self.catalog, self.exchange, self.discovery, self.limits):
+            await nursery.start(part.run)
+
+    async def join(self, nursery: trio.Nursery) -> None:
+        """Find the mesh, then tell it of this node's models. JoinRefused when no bootstrap peer admits this node."""
+        await self.membership.join()
+        await nursery.start(self.models.run)
+
+    async def leave(self) -> None:
+        """Tell the others that this node goes; takes at most `LEAVE_TIMEOUT_S`, whatever is cancelled."""
+        with trio.move_on_after(LEAVE_TIMEOUT_S, shield=True):
+            await self.membership.leave()
+
+
+@attrs.frozen
+class _Resources:
+    """What a real node owns besides; each is opened and closed in one place."""
+
     store: Store
     transport: Libp2pTransport
     datagrams: UdpDatagrams
@@ -85,36 +141,59 @@ async def open_node(config: HerdConfig) -> AsyncIterator[HerdNode]:
     """
     with holding_home(config.home):
         async with AsyncExitStack() as stack:
-            resources = await _open_resources(config, stack)
-            services = _assemble(config, resources)
-            node = _local_node(config, resources, services)
+            surroundings, resources = await _open_surroundings(config, stack)
+            services = assemble(config, surroundings)
+            node = _local_node(config, surroundings, resources, services)
             async with open_background() as nursery, AsyncExitStack() as inner_stack:
-                for part in (resources.store, services.membership, services.catalog, services.exchange):
-                    await nursery.start(part.run)
-                await nursery.start(services.discovery.run)
-                await nursery.start(services.limits.run)
-                node.api = await nursery.start(serve_api, node, config.api, _metrics(resources, services))
+                await nursery.start(resources.store.run)
+                await services.start(nursery)
+                metrics = _metrics(surroundings, resources, services)
+                node.api = await nursery.start(serve_api, node, config.api, metrics)
                 if config.network.mdns:
                     addresses = resources.transport.addresses()
                     await inner_stack.enter_async_context(
-                        open_mdns(resources.identity.peer_id, addresses, services.membership.meet)
+                        open_mdns(surroundings.identity.peer_id, addresses, services.membership.meet)
                     )
-                await services.membership.join()
-                await nursery.start(services.models.run)
+                await services.join(nursery)
                 try:
                     yield node
                 finally:
-                    with trio.move_on_after(LEAVE_TIMEOUT_S, shield=True):
-                        await services.membership.leave()
+                    await services.leave()
 
 
-async def _open_resources(config: HerdConfig, stack: AsyncExitStack) -> _Resources:
-    network = config.network
+async def _open_surroundings(config: HerdConfig, stack: AsyncExitStack) -> tuple[Surroundings, _Resources]:
     identity = load_or_create_identity(config.home)
-    door = MeshKeyDoor(settle_mesh_key(config.home, config.mesh_key, joining=bool(network.bootstrap)))
+    door = MeshKeyDoor(settle_mesh_key(config.home, config.mesh_key, joining=bool(config.network.bootstrap)))
     bus = EventBus()
     blame = BlameLedger(bus)
     store = await stack.enter_async_context(open_store(config.store, bus))
+    resources = await _open_network(config, store, identity, door, blame, stack)
+    surroundings = Surroundings(
+        identity=identity,
+        bus=bus,
+        blame=blame,
+        models=store,
+        blobs=store.blobs,
+        free_disk_bytes=store.free_disk_bytes,
+        transport=resources.transport,
+        datagrams=resources.datagrams,
+        directory=resources.directory,
+        streams=StreamCarrier(resources.transport),
+        bulk=resources.bulk,
+        remembered=DiskFile(config.home / MEMBERS_FILE_NAME),
+        keeper=FileKeeper(config.home / CATALOG_FILE_NAME),
+        rng=random.Random(secrets.randbits(128)),
+        wall_time=time.time,
+        local_time=time.localtime,
+        settings_file=config.home / FILE_NAME,
+    )
+    return surroundings, resources
+
+
+async def _open_network(
+    config: HerdConfig, store: Store, identity: Identity, door: Door, blame: BlameLedger, stack: AsyncExitStack
+) -> _Resources:
+    network = config.network
     transport = await stack.enter_async_context(open_libp2p_transport(identity, door, network, blame))
     advertise = network.advertise[0] if network.advertise else ""
     datagrams = await stack.enter_async_context(
@@ -128,7 +207,7 @@ async def _open_resources(config: HerdConfig, stack: AsyncExitStack) -> _Resourc
         bulk = await stack.enter_async_context(
             open_bulk_carrier(transport, transport.hosts_of, config.bulk, network.host, after)
         )
-    return _Resources(identity, bus, blame, store, transport, datagrams, directory, bulk)
+    return _Resources(store, transport, datagrams, directory, bulk)
 
 
 def _datagram_port(configured: int, transport: Libp2pTransport) -> int:
@@ -144,50 +223,39 @@ def _datagram_port(configured: int, transport: Libp2pTransport) -> int:
     return number
 
 
-@attrs.frozen
-class _Services:
-    """The long-running parts, each knowing the others only where it is given them here."""
-
-    membership: MembershipService
-    catalog: CatalogService
-    discovery: DiscoveryService
-    exchange: ExchangeService
-    models: ModelService
-    planes: Planes | None
-    limits: LimitsService
-
-
-def _assemble(config: HerdConfig, resources: _Resources) -> _Services:
-    identity, bus, blame = resources.identity, resources.bus, resources.blame
-    store, transport = resources.store, resources.transport
-    peer_id, rng = identity.peer_id, random.Random(secrets.randbits(128))
-    membership = _membership(config, resources, rng)
+def assemble(config: HerdConfig, surroundings: Surroundings) -> Services:
+    """Build a node's services and tie them together; nothing runs yet. UsageError for labels over a limit."""
+    bus, blame, transport = surroundings.bus, surroundings.blame, surroundings.transport
+    identity, rng = surroundings.identity, surroundings.rng
+    membership = _membership(config, surroundings)
     catalog = CatalogService(
         transport,
         config.catalog,
-        peer_id,
+        identity.peer_id,
         identity.sign,
         rng,
         bus,
         blame,
         membership.alive,
-        config.home / CATALOG_FILE_NAME,
-        time.time,
+        surroundings.keeper,
+        surroundings.wall_time,
     )
     discovery = DiscoveryService(
-        resources.directory, catalog, transport, peer_id, config.discovery, blame, membership.alive
+        surroundings.directory, catalog, transport, identity.peer_id, config.discovery, blame, membership.alive
     )
-    planes = _planes(config, resources)
-    limits = LimitsService(config.limits, time.localtime, config.home / FILE_NAME)
-    exchange = _exchange(config, resources, membership, planes, limits, rng)
+    bulk, streams = surroundings.bulk, surroundings.streams
+    planes = Planes(bulk, streams, config.bulk) if bulk is not None else None
+    limits = LimitsService(config.limits, surroundings.local_time, surroundings.settings_file)
+    exchange = _exchange(config, surroundings, membership, planes or streams, limits)
     models = ModelService(
-        models=store,
-        blobs=store.blobs,
+        models=surroundings.models,
+        blobs=surroundings.blobs,
         catalog=catalog,
         discovery=discovery,
         exchange=exchange,
         bus=bus,
-        peer_id=peer_id,
+        peer_id=identity.peer_id,
+        rng=rng,
     )
 
     def member_changed(peer: PeerId, takes_part: bool) -> None:
@@ -199,64 +267,59 @@ def _assemble(config: HerdConfig, resources: _Resources) -> _Services:
             limits.forget(peer)
 
     membership.subscribe_alive(member_changed)
-    return _Services(membership, catalog, discovery, exchange, models, planes, limits)
-
-
-def _planes(config: HerdConfig, resources: _Resources) -> Planes | None:
-    streams = StreamCarrier(resources.transport)
-    return Planes(resources.bulk, streams, config.bulk) if resources.bulk is not None else None
+    return Services(membership, catalog, discovery, exchange, models, planes, limits)
 
 
 def _exchange(
     config: HerdConfig,
-    resources: _Resources,
+    surroundings: Surroundings,
     membership: MembershipService,
-    planes: Planes | None,
+    carrier: ChunkCarrier,
     limits: LimitsService,
-    rng: random.Random,
 ) -> ExchangeService:
     def near(peer: PeerId) -> int:
         member = membership.member(peer)
         return nearness(config.labels, member.record.labels if member else {}, config.exchange.near_labels)
 
     return ExchangeService(
-        resources.transport,
-        resources.store.blobs,
-        resources.blame,
-        resources.bus,
+        surroundings.transport,
+        surroundings.blobs,
+        surroundings.blame,
+        surroundings.bus,
         config.exchange,
-        resources.identity.peer_id,
-        rng,
-        carrier=planes or StreamCarrier(resources.transport),
+        surroundings.identity.peer_id,
+        surroundings.rng,
+        carrier=carrier,
         nearness=near,
         limits=limits,
     )
 
 
-def _membership(config: HerdConfig, resources: _Resources, rng: random.Random) -> MembershipService:
+def _membership(config: HerdConfig, surroundings: Surroundings) -> MembershipService:
     return MembershipService(
-        resources.transport,
-        resources.datagrams,
+        surroundings.transport,
+        surroundings.datagrams,
         config.membership,
-        resources.identity.peer_id,
-        resources.identity.sign,
-        rng,
-        resources.bus,
-        resources.blame,
-        config.home,
+        surroundings.identity.peer_id,
+        surroundings.identity.sign,
+        surroundings.rng,
+        surroundings.bus,
+        surroundings.blame,
+        surroundings.remembered,
         config.labels,
-        resources.store.free_disk_bytes,
+        surroundings.free_disk_bytes,
         config.network.bootstrap,
+        wall_time=surroundings.wall_time,
     )
 
 
-def _local_node(config: HerdConfig, resources: _Resources, services: _Services) -> LocalNode:
+def _local_node(config: HerdConfig, surroundings: Surroundings, resources: _Resources, services: Services) -> LocalNode:
     return LocalNode(
         config=config,
         version=version("llamaherd"),
-        peer_id=resources.identity.peer_id,
-        events=resources.bus,
-        blame=resources.blame,
+        peer_id=surroundings.identity.peer_id,
+        events=surroundings.bus,
+        blame=surroundings.blame,
         store=resources.store,
         transport=resources.transport,
         membership=services.membership,
@@ -268,7 +331,7 @@ def _local_node(config: HerdConfig, resources: _Resources, services: _Services) 
     )
 
 
-def _metrics(resources: _Resources, services: _Services) -> Metrics:
+def _metrics(surroundings: Surroundings, resources: _Resources, services: Services) -> Metrics:
     metrics = Metrics(version("llamaherd"))
     for name, statistics, gauges in (
         ("store", resources.store.statistics, STORE_GAUGES),
@@ -284,5 +347,5 @@ def _metrics(resources: _Resources, services: _Services) -> Metrics:
         metrics.register_statistics(name, statistics, gauges=gauges)
     if resources.bulk is not None:
         metrics.register_statistics("bulk", resources.bulk.statistics, gauges=("links", "lanes", "tickets"))
-    metrics.register_statistics("blame", resources.blame.statistics, label="reason")
+    metrics.register_statistics("blame", surroundings.blame.statistics, label="reason")
     return metrics

@@ -213,6 +213,18 @@ class Blobs(Protocol):
         ...
 
 
+class SmallFile(Protocol):
+    """One small file that is replaced whole; its text form names it to a person."""
+
+    def read(self, size_bytes_max: int) -> bytes | None:
+        """Its first bytes; None when there is no file. Raises OSError."""
+        ...
+
+    def replace(self, data: bytes) -> None:
+        """Make these its bytes: a crash leaves the old ones or the new ones. Raises OSError."""
+        ...
+
+
 class Models(Protocol):
     """The models in this host's store. Changes are told as `node.events.StoreChanged`, whoever made them."""
 

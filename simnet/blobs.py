@@ -256,6 +256,14 @@ class MemoryBlobs:
         found = self._whole.get(digest)
         return None if found is None else bytes(found.data)
 
+    def digests(self) -> list[Digest]:
+        """The whole blobs that are here."""
+        return list(self._whole)
+
+    def free_disk_bytes(self) -> int:
+        """What may still be written; a disk without a size has a terabyte left."""
+        return 10**12 if self._free_bytes is None else self._free_bytes
+
     def crash(self) -> "MemoryBlobs":
         """The store as a restarted process finds it: whole blobs, and of partial ones what was durable."""
         after = MemoryBlobs(chunk_size_bytes=self.chunk_size_bytes)

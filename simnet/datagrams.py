@@ -4,7 +4,7 @@ import heapq
 import itertools
 import random
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import trio
@@ -29,6 +29,7 @@ class SimDatagramNetwork:
         self._cut: dict[tuple[str, str], None] = {}
         self._blocked: dict[str, None] = {}
         self._opened = 0
+        self.on_datagram: Callable[[PeerId, PeerId, int], object] | None = None
 
     @asynccontextmanager
     async def datagrams(self, identity: Identity, door: Door) -> AsyncIterator["SimDatagrams"]:
@@ -67,6 +68,8 @@ class SimDatagramNetwork:
         receiver = self._sockets.get(address)
         if receiver is None or sender in self._blocked or receiver.peer_id in self._blocked:
             return
+        if self.on_datagram is not None:
+            self.on_datagram(sender, receiver.peer_id, len(datagram))
         pair = (min(sender, receiver.peer_id), max(sender, receiver.peer_id))
         if pair in self._cut or (self.loss and self._rng.random() < self.loss):
             return

@@ -31,6 +31,12 @@ class MemoryModels:
         self._bus = bus
         self._named: dict[ModelName, _Named] = {}
 
+    def restarted(self, blobs: MemoryBlobs, bus: EventBus) -> "MemoryModels":
+        """The models as a restarted process finds them: manifests are written last, and durable when written."""
+        after = MemoryModels(blobs, bus)
+        after._named = dict(self._named)
+        return after
+
     async def models(self) -> list[ModelView]:
         """Every model, newest first, with its state."""
         await trio.lowlevel.checkpoint()

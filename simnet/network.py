@@ -62,6 +62,7 @@ class SimNetwork:
         self._hosts_made = 0
         self._streams_made = 0
         self._mended = trio.Event()
+        self.on_frame: Callable[[PeerId, PeerId, int], object] | None = None
 
     @asynccontextmanager
     async def transport(
@@ -88,7 +89,8 @@ class SimNetwork:
             try:
                 yield host
             finally:
-                del self._hosts[address]
+                if self._hosts.get(address) is host:
+                    del self._hosts[address]
                 for link in self._links_of(peer_id):
                     self._break(link, f"peer {peer_id} is gone")
                 wire.close(f"peer {peer_id} is gone")
@@ -102,6 +104,12 @@ class SimNetwork:
         """What a cut held back arrives now."""
         self._cut_since.pop(_pair(one, other), None)
         self._wake_all()
+
+    def vanish(self, host: "SimTransport") -> None:
+        """A host's process dies here and now: its streams break, and nothing that its tasks still do gets out."""
+        self._hosts = {address: each for address, each in self._hosts.items() if each is not host}
+        for link in self._links_of(host.peer_id):
+            self._break(link, f"peer {host.peer_id} is gone")
 
     def latency_s(self) -> float:
         """One draw of how long a frame travels."""
@@ -219,6 +227,8 @@ class SimTransport:
     async def open(self, peer: PeerId, protocol: str, *, timeout_s: float) -> Stream:
         """A new stream to a learned peer; errors as `node.ports.Transport.open` says."""
         await trio.lowlevel.checkpoint()
+        if self not in self._network._hosts.values():
+            raise TransportError("this host is dead")
         if peer == self.peer_id:
             raise TransportError(f"peer {peer} is this node itself")
         addresses = self._known.get(peer)
@@ -294,6 +304,8 @@ class SimStream:
             latency_s = self._network.latency_s()
             await self._outbound.room(len(payload), self._cut_since)
             self._lane.push(bytes(payload), latency_s)
+            if self._network.on_frame is not None:
+                self._network.on_frame(self._owner, self.peer, len(payload))
             await self._lane.flushed(self._network.send_buffer_bytes)
         except BaseException:
             self.break_off(f"a send of peer {self._owner} ended early")

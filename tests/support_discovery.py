@@ -12,6 +12,7 @@ from node.blame import BlameLedger
 from node.events import EventBus
 from node.identity import Identity
 from node.ports import Directory, Transport
+from node.services.catalog.keeper import FileKeeper
 from node.services.catalog.service import CatalogService
 from node.services.discovery.service import DiscoveryService
 from protocols.catalog.config import CatalogConfig, DiscoveryConfig
@@ -100,7 +101,7 @@ class Hosts:
                 bus,
                 node.blame,
                 alive,
-                path,
+                FileKeeper(path) if path is not None else None,
                 wall_time,
             )
             host = Host(identity, node.transport, bus, node.blame, catalog, None, None, [])

@@ -11,7 +11,9 @@ import trio
 from node.blame import BlameLedger
 from node.events import EventBus
 from node.identity import Identity
+from node.services.membership.memory import FILE_NAME
 from node.services.membership.service import MembershipService
+from node.small_file import DiskFile
 from node.trust.mesh_key import MeshKeyDoor
 from protocols.membership.config import MembershipConfig
 from simnet.datagrams import SimDatagramNetwork, SimDatagrams
@@ -83,7 +85,7 @@ class Mesh:
                     random.Random(number),
                     bus,
                     blame,
-                    options.get("home"),
+                    DiskFile(options["home"] / FILE_NAME) if "home" in options else None,
                     options.get("labels", {}),
                     lambda: self.free_disk_bytes,
                     bootstrap,

@@ -14,7 +14,9 @@ from node.blame import BlameLedger
 from node.errors import JoinRefused
 from node.events import EventBus
 from node.identity import Identity
+from node.services.membership.memory import FILE_NAME
 from node.services.membership.service import MembershipService
+from node.small_file import DiskFile
 from node.transport.config import NetworkConfig
 from node.transport.datagram import UdpDatagrams, open_udp_datagrams
 from node.transport.libp2p import open_libp2p_transport
@@ -68,8 +70,9 @@ async def node(
         if firewalled:
             datagrams.__class__ = Firewalled
         rng = random.Random(number)
+        remembered = DiskFile(home / FILE_NAME) if home is not None else None
         service = MembershipService(
-            transport, datagrams, QUICK, me.peer_id, me.sign, rng, bus, blame, home, {}, lambda: 10**9, bootstrap
+            transport, datagrams, QUICK, me.peer_id, me.sign, rng, bus, blame, remembered, {}, lambda: 10**9, bootstrap
         )
         await nursery.start(service.run)
         yield Running(service, f"{transport.addresses()[0]}/p2p/{me.peer_id}", nursery.cancel_scope)

@@ -344,7 +344,7 @@ def _arguments(mesh: Mesh, **changes: Any) -> dict[str, Any]:
         "rng": random.Random(1),
         "bus": node.bus,
         "blame": node.blame,
-        "home": None,
+        "remembered": None,
         "labels": {},
         "free_disk_bytes": lambda: 0,
         "bootstrap": [],

@@ -87,6 +87,7 @@ async def node_with_store(hosts: Hosts, name: str, config: CatalogConfig | None 
             discovery=host.discovery,
             exchange=exchange,
             bus=host.bus,
+            rng=random.Random(1),
             peer_id=host.peer,
         )
         await nursery.start(models.run)

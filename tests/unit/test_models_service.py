@@ -129,7 +129,14 @@ class Mesh:
         )
         shelf = MemoryModels(blobs, bus)
         models = ModelService(
-            models=shelf, blobs=blobs, catalog=catalog, discovery=discovery, exchange=exchange, bus=bus, peer_id=me
+            models=shelf,
+            blobs=blobs,
+            catalog=catalog,
+            discovery=discovery,
+            exchange=exchange,
+            bus=bus,
+            peer_id=me,
+            rng=random.Random(5),
         )
         host = Host(me, blobs, shelf, catalog, discovery, models, bus, blame)
         for service in (catalog, exchange, discovery, models):

@@ -4,7 +4,6 @@ import logging
 import math
 import random
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TypeVar
 
 import attrs
@@ -15,7 +14,8 @@ from node.driver import Driver
 from node.errors import HerdError, NotFound
 from node.events import AdvertSeen, EventBus
 from node.ports import Stream, Transport, TransportError
-from node.services.catalog.file import CatalogFile, Key, Record, key_of
+from node.services.catalog.file import Key, Record, key_of
+from node.services.catalog.keeper import CatalogKeeper
 from node.services.catalog.links import PROTOCOL, Links, end
 from node.services.catalog.pace import Pace
 from protocols.catalog.catalog import Catalog, CatalogCounts
@@ -57,7 +57,7 @@ class CatalogStatistics(CatalogCounts):
 class CatalogService:
     """One node's catalog. `alive` gives the other live members, `wall_time` seconds since 1970.
 
-    With a `path` the records outlive the process. Names are given in their full form.
+    With a `keeper` the records outlive the process. Names are given in their full form.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class CatalogService:
         bus: EventBus,
         blame: BlameLedger,
         alive: Callable[[], Sequence[PeerId]],
-        path: Path | None,
+        keeper: CatalogKeeper | None,
         wall_time: Callable[[], float],
     ) -> None:
         self._transport = transport
@@ -82,7 +82,7 @@ class CatalogService:
         self._wall_time = wall_time
         self._core = Catalog(config, peer_id, signer, rng, alive)
         self._driver = Driver(self._core, self._perform)
-        self._file = CatalogFile(path) if path is not None else None
+        self._keeper = keeper
         self._changes: dict[Key, Record | None] = {}
         self._changed = trio.Event()
         self._links: Links | None = None
@@ -96,14 +96,14 @@ class CatalogService:
         HerdError when the file cannot be used.
         """
         try:
-            if self._file is not None:
-                self._driver.feed(await trio.to_thread.run_sync(self._file.load))
+            if self._keeper is not None:
+                self._driver.feed(await self._keeper.load())
             async with trio.open_nursery() as nursery:
                 idle_s, open_timeout_s = self._config.stream_idle_s, self._config.ask_timeout_s
                 self._links = Links(self._transport, nursery, self._blame, open_timeout_s=open_timeout_s, idle_s=idle_s)
                 self._transport.serve(PROTOCOL, self._serve)
                 nursery.start_soon(self._driver.run)
-                if self._file is not None:
+                if self._keeper is not None:
                     nursery.start_soon(self._keep_file)
                 self._feed(Started())
                 task_status.started()
@@ -310,7 +310,7 @@ class CatalogService:
                 self._note(key, None)
 
     def _note(self, key: Key, record: Record | None) -> None:
-        if self._file is not None:
+        if self._keeper is not None:
             self._changes[key] = record
             self._changed.set()
 
@@ -353,28 +353,28 @@ class CatalogService:
             await trio.sleep(self._config.snapshot_interval_s)
 
     async def _write_changes(self) -> None:
-        if self._file is None or not self._changes:
+        if self._keeper is None or not self._changes:
             return
         changes, self._changes = self._changes, {}
         self._changed = trio.Event()
         written = False
         try:
-            await trio.to_thread.run_sync(self._file.write, changes)
+            await self._keeper.write(changes)
             written = True
         except HerdError as error:
             # Members still have the records; what could not be written now is written with the next change.
             log.warning("%s", error)
         finally:
-            # A cancellation may come before the thread began; then the last write takes them too.
+            # A cancellation may come before the writing began; then the last write takes them too.
             if not written:
                 self._changes = {**changes, **self._changes}
 
     async def _close_file(self) -> None:
-        if self._file is None:
+        if self._keeper is None:
             return
         with trio.move_on_after(FINAL_WRITE_TIMEOUT_S, shield=True):
             await self._write_changes()
-            await trio.to_thread.run_sync(self._file.close)
+            await self._keeper.close()
 
 
 def _seen(record: Record) -> AdvertSeen:

@@ -2,14 +2,13 @@
 
 import json
 import logging
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import attrs
 import trio
 
+from node.ports import SmallFile
 from protocols.errors import RemoteProtocolError
 from protocols.ids import PeerId, public_key_of
 from protocols.membership.record import ADDRESS_COUNT_MAX, ADDRESS_SIZE_BYTES_MAX
@@ -33,8 +32,8 @@ class RememberedMember:
 class MemberMemory:
     """Reads and writes the file. Nothing in it is trusted: a peer proves who it is when it is contacted."""
 
-    def __init__(self, home: Path | None, members_max: int, forget_after_s: float) -> None:
-        self._path = home / FILE_NAME if home is not None else None
+    def __init__(self, file: SmallFile | None, members_max: int, forget_after_s: float) -> None:
+        self._file = file
         self._members_max = members_max
         self._forget_after_s = forget_after_s
         self._unseen: list[RememberedMember] = []
@@ -43,15 +42,13 @@ class MemberMemory:
 
     def load(self) -> list[RememberedMember]:
         """Whom this node knew, best first; nobody when there is no file or it is damaged (that is logged)."""
-        if self._path is None:
+        if self._file is None:
             return []
         try:
-            with open(self._path, "rb") as file:
-                members = _parse(file.read(FILE_SIZE_BYTES_MAX))
-        except FileNotFoundError:
-            return []
+            data = self._file.read(FILE_SIZE_BYTES_MAX)
+            members = _parse(data) if data is not None else []
         except (OSError, ValueError, RemoteProtocolError) as error:
-            log.warning("%s: cannot be used, remembered members are forgotten: %s", self._path, error)
+            log.warning("%s: cannot be used, remembered members are forgotten: %s", self._file, error)
             return []
         self._unseen, self._loaded_at_s = members[: self._members_max], trio.current_time()
         return list(self._unseen)
@@ -70,18 +67,13 @@ class MemberMemory:
         self._unseen = [] if expired else [each for each in self._unseen if each.peer not in met]
         chosen = [RememberedMember(member.peer, member.record.addresses) for member in [*here, *gone]]
         chosen = (chosen + self._unseen)[: self._members_max]
-        if self._path is None or not chosen or chosen == self._written:
+        if self._file is None or not chosen or chosen == self._written:
             return
         document = {"version": FORMAT_VERSION, "members": [attrs.asdict(member) for member in chosen]}
-        temporary = self._path.with_name(f".{FILE_NAME}.{os.getpid()}")
         try:
-            try:
-                temporary.write_text(json.dumps(document, indent=1) + "\n")
-                temporary.replace(self._path)
-            finally:
-                temporary.unlink(missing_ok=True)
+            self._file.replace(f"{json.dumps(document, indent=1)}\n".encode())
         except OSError as error:
-            log.warning("%s: cannot remember members for the next start: %s", self._path, error.strerror)
+            log.warning("%s: cannot remember members for the next start: %s", self._file, error.strerror)
             return
         self._written = chosen
 

@@ -5,7 +5,6 @@ import random
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable, Sequence
-from pathlib import Path
 from typing import Any
 
 import trio
@@ -14,7 +13,7 @@ from node.blame import BlameLedger
 from node.driver import Driver
 from node.errors import UsageError
 from node.events import EventBus, MemberChanged
-from node.ports import Datagrams, Stream, Transport, TransportError
+from node.ports import Datagrams, SmallFile, Stream, Transport, TransportError
 from node.services.membership.joining import Joiner, parse_bootstrap
 from node.services.membership.memory import MemberMemory
 from protocols.effects import Blame, Effect, Received, Send
@@ -58,7 +57,8 @@ AliveCallback = Callable[[PeerId, bool], None]
 class MembershipService:
     """One node's membership. `run` is started once and owns everything; the queries may be called at any time.
 
-    `labels` are checked here: UsageError names the limit. `free_disk_bytes` is asked rarely and must not wait.
+    `remembered` is the file of members met. `labels` are checked here: UsageError names the limit. `free_disk_bytes` is
+    asked rarely and must not wait.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class MembershipService:
         rng: random.Random,
         bus: EventBus,
         blame: BlameLedger,
-        home: Path | None,
+        remembered: SmallFile | None,
         labels: dict[str, str],
         free_disk_bytes: Callable[[], int],
         bootstrap: Sequence[str],
@@ -82,7 +82,7 @@ class MembershipService:
         self._config, self._bus, self._blame = config, bus, blame
         self._free_disk_bytes = free_disk_bytes
         self._bootstrap = [parse_bootstrap(text) for text in bootstrap]
-        self._memory = MemberMemory(home, config.remembered_members_max, config.forget_after_s)
+        self._memory = MemberMemory(remembered, config.remembered_members_max, config.forget_after_s)
         record = MemberRecord(
             peer_id,
             # Milliseconds since 1970: above every incarnation of an earlier life.

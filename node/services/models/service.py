@@ -5,6 +5,7 @@ found, and a pull takes chunks from whoever holds them. The store's events say w
 """
 
 import logging
+import random
 import uuid
 from collections import Counter
 from collections.abc import Sequence
@@ -59,8 +60,10 @@ class ModelService:
         exchange: ExchangeService,
         bus: EventBus,
         peer_id: PeerId,
+        rng: random.Random,
     ) -> None:
         self._models = models
+        self._rng = rng
         self._blobs = blobs
         self._catalog = catalog
         self._discovery = discovery
@@ -149,7 +152,7 @@ class ModelService:
     async def add(self, path: Path, name: str, on_progress: OnProgress | None = None) -> ModelView:
         """Make a GGUF file a model of this store and announce it. UsageError and StoreError as the store says."""
         model_name = parse_name(name)
-        operation_id = uuid.uuid4().hex
+        operation_id = uuid.UUID(int=self._rng.getrandbits(128), version=4).hex
 
         def hashed(done_bytes: int, size_bytes: int) -> None:
             if on_progress is not None:
@@ -255,7 +258,7 @@ class ModelService:
                 self._waiters.pop(model_name.full(), None)
 
     async def _pull(self, name: ModelName, waiters: Sequence[Waiter]) -> PullReport:
-        operation_id = uuid.uuid4().hex
+        operation_id = uuid.UUID(int=self._rng.getrandbits(128), version=4).hex
         tell(waiters, Progress(operation_id, name.display(), "resolving", 0, 0))
         version, answered = await self._resolve(name)
         # A node that follows no names keeps the record of what it pulls: it holds that version, it did not make one.

@@ -1,0 +1,257 @@
+"""Whole nodes in one process: the node's own services over simulated streams, datagrams, disks and clocks.
+
+A host outlives its node: what was durable when the node died is what the next one on it finds.
+"""
+
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import attrs
+import trio
+
+from node.app import Services, Surroundings, assemble
+from node.background import open_background
+from node.blame import BlameLedger
+from node.config import HerdConfig
+from node.identity import Identity
+from node.services.exchange.carrier import StreamCarrier
+from node.trust.mesh_key import MeshKeyDoor
+from node.views import PullReport
+from protocols.errors import LocalProtocolError
+from protocols.ids import PeerId
+from protocols.names import ModelName
+from simnet.blobs import MemoryBlobs
+from simnet.datagrams import SimDatagramNetwork, SimDatagrams
+from simnet.determinism import part_rng
+from simnet.directory import SimDirectories
+from simnet.keeping import MemoryFile, MemoryKeeper
+from simnet.manifests import manifest_of
+from simnet.models import MemoryModels
+from simnet.network import SimNetwork, SimTransport
+from simnet.trace import Trace, TracedBus
+
+EPOCH_S = 1_700_000_000
+MESH_KEY = b"simnet".ljust(32, b"\0")
+
+
+@attrs.frozen(kw_only=True)
+class WorldOptions:
+    """What a world is made of; rates are bytes a second each way, None for no limit."""
+
+    seed: int = 0
+    latency_s: float = 0.002
+    jitter_s: float = 0.001
+    loss: float = 0.0
+    rate_bytes_per_s: float | None = None
+    chunk_size_bytes: int = 64 * 1024
+    disk_size_bytes: int | None = None
+    config: HerdConfig = attrs.field(factory=lambda: HerdConfig(home=Path("/simulated")))
+
+
+@attrs.define(eq=False)
+class Node:
+    """One life of a node."""
+
+    services: Services
+    transport: SimTransport
+    datagrams: SimDatagrams
+    blame: BlameLedger
+    scope: trio.CancelScope
+    ended: trio.Event
+    started_s: float
+
+
+@attrs.define(eq=False)
+class Host:
+    """A machine: its name, its disk, its place, and the node that runs on it now, if one does."""
+
+    number: int
+    identity: Identity
+    labels: dict[str, str]
+    blobs: MemoryBlobs
+    members_file: MemoryFile = attrs.field(factory=MemoryFile)
+    catalog_records: MemoryKeeper = attrs.field(factory=MemoryKeeper)
+    models: MemoryModels | None = None
+    address: str = ""
+    lives: int = 0
+    node: Node | None = None
+
+    @property
+    def name(self) -> str:
+        """As traces and reports call it."""
+        return f"h{self.number}"
+
+    @property
+    def peer(self) -> PeerId:
+        """Its node's name in the mesh."""
+        return self.identity.peer_id
+
+    @property
+    def multiaddr(self) -> str:
+        """What others take as a bootstrap peer."""
+        return f"{self.address}/p2p/{self.peer}"
+
+
+class World:
+    """Hosts by number, from 1. Made in the nursery that its nodes live in; runs under a virtual clock only."""
+
+    def __init__(self, nursery: trio.Nursery, options: WorldOptions, trace: Trace | None = None) -> None:
+        self.options = options
+        self.trace = trace if trace is not None else Trace()
+        self.hosts: dict[int, Host] = {}
+        self.network = SimNetwork(
+            part_rng(options.seed, "streams"), latency_s=options.latency_s, jitter_s=options.jitter_s
+        )
+        self.datagrams = SimDatagramNetwork(
+            part_rng(options.seed, "datagrams"), options.latency_s, options.loss, options.jitter_s
+        )
+        self.network.on_frame = self.datagrams.on_datagram = self.trace.frame
+        self.directories = SimDirectories(options.latency_s)
+        self._nursery = nursery
+        self._door = MeshKeyDoor(MESH_KEY)
+
+    # Hosts and their nodes
+
+    def add_host(self, *, labels: dict[str, str] | None = None) -> Host:
+        """One more machine, with nothing running on it."""
+        number = len(self.hosts) + 1
+        identity = Identity(part_rng(self.options.seed, "identity", number).randbytes(32))
+        blobs = MemoryBlobs(chunk_size_bytes=self.options.chunk_size_bytes, capacity_bytes=self.options.disk_size_bytes)
+        host = self.hosts[number] = Host(number, identity, dict(labels or {}), blobs)
+        return host
+
+    async def start(self, number: int, *, bootstrap: Sequence[int] = (1,)) -> Node:
+        """Start a host's node, by default joining through the first host; returns when it has joined or tries on."""
+        host = self.hosts[number]
+        if host.node is not None:
+            raise LocalProtocolError(f"the node of {host.name} runs already")
+        through = [self.hosts[each].multiaddr for each in bootstrap if each != number and self.hosts[each].address]
+        self.trace.tell(host.name, "start")
+        node: Node = await self._nursery.start(self._live, host, through)
+        return node
+
+    async def leave(self, number: int) -> None:
+        """Stop a host's node as a person does: it says so, and what it has is durable."""
+        host = self.hosts[number]
+        if (node := host.node) is not None:
+            self.trace.tell(host.name, "leave")
+            await node.services.leave()
+            node.scope.cancel()
+            await node.ended.wait()
+
+    async def crash(self, number: int) -> None:
+        """End a host's node at once: nothing it does from now on reaches the network or the disk."""
+        host = self.hosts[number]
+        if (node := host.node) is not None:
+            self.trace.tell(host.name, "crash")
+            host.blobs = host.blobs.crash()
+            host.members_file, host.catalog_records = host.members_file.copy(), host.catalog_records.copy()
+            self.network.vanish(node.transport)
+            self.datagrams.block(host.peer)
+            node.scope.cancel()
+            await node.ended.wait()
+            self.datagrams.unblock(host.peer)
+
+    def running(self) -> dict[int, Node]:
+        """The nodes that run now, by the number of their host."""
+        return {number: host.node for number, host in self.hosts.items() if host.node is not None}
+
+    async def _live(
+        self, host: Host, bootstrap: list[str], *, task_status: trio.TaskStatus[Node] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        host.lives += 1
+        bus = TracedBus(self.trace, host.name)
+        blame = BlameLedger(bus)
+        blobs = host.blobs
+        models = host.models = MemoryModels(blobs, bus) if host.models is None else host.models.restarted(blobs, bus)
+        ended = trio.Event()
+        rate = self.options.rate_bytes_per_s
+        try:
+            async with AsyncExitStack() as stack:
+                transport = await stack.enter_async_context(
+                    self.network.transport(
+                        host.peer, self._door, blame, address=host.address, up_bytes_per_s=rate, down_bytes_per_s=rate
+                    )
+                )
+                host.address = transport.addresses()[0]
+                datagrams = await stack.enter_async_context(self.datagrams.datagrams(host.identity, self._door))
+                surroundings = self._surroundings(host, models, blame, bus, transport, datagrams)
+                config = self._config_of(host, bootstrap)
+                services = assemble(config, surroundings)
+                nursery = await stack.enter_async_context(open_background())
+                host.node = Node(
+                    services, transport, datagrams, blame, nursery.cancel_scope, ended, trio.current_time()
+                )
+                await services.start(nursery)
+                await services.join(nursery)
+                task_status.started(host.node)
+                await trio.sleep_forever()
+        finally:
+            host.node = None
+            ended.set()
+
+    def _surroundings(
+        self,
+        host: Host,
+        models: MemoryModels,
+        blame: BlameLedger,
+        bus: TracedBus,
+        transport: SimTransport,
+        datagrams: SimDatagrams,
+    ) -> Surroundings:
+        return Surroundings(
+            identity=host.identity,
+            bus=bus,
+            blame=blame,
+            models=models,
+            blobs=host.blobs,
+            free_disk_bytes=host.blobs.free_disk_bytes,
+            transport=transport,
+            datagrams=datagrams,
+            directory=self.directories.directory(host.peer, transport.addresses()),
+            streams=StreamCarrier(transport),
+            bulk=None,
+            remembered=host.members_file,
+            keeper=host.catalog_records,
+            rng=part_rng(self.options.seed, "node", host.number, host.lives),
+            wall_time=_wall_time,
+            local_time=_local_time,
+            settings_file=Path("herd.toml"),
+        )
+
+    def _config_of(self, host: Host, bootstrap: list[str]) -> HerdConfig:
+        config = self.options.config
+        network = attrs.evolve(config.network, bootstrap=tuple(bootstrap))
+        return attrs.evolve(config, network=network, labels=host.labels)
+
+    async def wait(self, seconds: float) -> None:
+        """Let virtual time pass."""
+        await trio.sleep(seconds)
+
+    # What people do
+
+    async def hold(self, number: int, name: str, *blobs: bytes) -> None:
+        """Put a model into a host's store, as Ollama would; its running node finds and announces it."""
+        host = self.hosts[number]
+        for blob in blobs:
+            host.blobs.add(blob)
+        if host.models is None:
+            raise LocalProtocolError(f"no node ever ran on {host.name}")
+        await host.models.place_model(ModelName.parse(name), manifest_of(*blobs))
+
+    async def pull(self, number: int, name: str) -> PullReport:
+        """`herd pull` on a host whose node runs."""
+        node = self.hosts[number].node
+        if node is None:
+            raise LocalProtocolError(f"no node runs on h{number}")
+        return await node.services.models.pull(name)
+
+
+def _wall_time() -> float:
+    return EPOCH_S + trio.current_time()
+
+
+def _local_time() -> time.struct_time:
+    return time.gmtime(_wall_time())
