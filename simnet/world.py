@@ -6,6 +6,7 @@ A host outlives its node: what was durable when the node died is what the next o
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -22,10 +23,11 @@ from node.views import PullReport
 from protocols.errors import LocalProtocolError
 from protocols.ids import PeerId
 from protocols.names import ModelName
-from simnet.blobs import MemoryBlobs
+from simnet.blobs import RESERVE_FREE_BYTES, MemoryBlobs
 from simnet.datagrams import SimDatagramNetwork, SimDatagrams
 from simnet.determinism import part_rng
 from simnet.directory import SimDirectories
+from simnet.disk import SimDisk
 from simnet.keeping import MemoryFile, MemoryKeeper
 from simnet.manifests import manifest_of
 from simnet.models import MemoryModels
@@ -38,7 +40,8 @@ MESH_KEY = b"simnet".ljust(32, b"\0")
 
 @attrs.frozen(kw_only=True)
 class WorldOptions:
-    """What a world is made of; rates are bytes a second each way, None for no limit."""
+    """What a world is made of; rates are bytes a second each way, None for no limit;
+    `disk_size_bytes` is what blobs may take of a disk."""
 
     seed: int = 0
     latency_s: float = 0.002
@@ -61,6 +64,7 @@ class Node:
     scope: trio.CancelScope
     ended: trio.Event
     started_s: float
+    crashed: bool = False
 
 
 @attrs.define(eq=False)
@@ -71,12 +75,17 @@ class Host:
     identity: Identity
     labels: dict[str, str]
     blobs: MemoryBlobs
-    members_file: MemoryFile = attrs.field(factory=MemoryFile)
-    catalog_records: MemoryKeeper = attrs.field(factory=MemoryKeeper)
+    members_file: MemoryFile
+    catalog_records: MemoryKeeper
     models: MemoryModels | None = None
     address: str = ""
     lives: int = 0
     node: Node | None = None
+
+    @property
+    def disk(self) -> SimDisk:
+        """Its disk in this life."""
+        return self.blobs.disk
 
     @property
     def name(self) -> str:
@@ -108,6 +117,7 @@ class World:
             part_rng(options.seed, "datagrams"), options.latency_s, options.loss, options.jitter_s
         )
         self.network.on_frame = self.datagrams.on_datagram = self.trace.frame
+        self._contents: dict[bytes, bytes] = {}
         self.directories = SimDirectories(options.latency_s)
         self._nursery = nursery
         self._door = MeshKeyDoor(MESH_KEY)
@@ -118,8 +128,16 @@ class World:
         """One more machine, with nothing running on it."""
         number = len(self.hosts) + 1
         identity = Identity(part_rng(self.options.seed, "identity", number).randbytes(32))
-        blobs = MemoryBlobs(chunk_size_bytes=self.options.chunk_size_bytes, capacity_bytes=self.options.disk_size_bytes)
-        host = self.hosts[number] = Host(number, identity, dict(labels or {}), blobs)
+        size_bytes = self.options.disk_size_bytes
+        disk = SimDisk(
+            part_rng(self.options.seed, "disk", number),
+            size_bytes=None if size_bytes is None else size_bytes + RESERVE_FREE_BYTES,
+            contents=self._contents,
+        )
+        blobs = MemoryBlobs(disk=disk, chunk_size_bytes=self.options.chunk_size_bytes)
+        host = Host(number, identity, dict(labels or {}), blobs, MemoryFile(disk), MemoryKeeper(disk))
+        self.hosts[number] = host
+        disk.on_power_lost = partial(self.lose_power, host)
         return host
 
     async def start(self, number: int, *, bootstrap: Sequence[int] = (1,)) -> Node:
@@ -141,18 +159,30 @@ class World:
             node.scope.cancel()
             await node.ended.wait()
 
-    async def crash(self, number: int) -> None:
-        """End a host's node at once: nothing it does from now on reaches the network or the disk."""
+    async def crash(self, number: int, *, power_lost: bool = True) -> None:
+        """End a host's node at once: nothing it does from now on reaches the network or the disk.
+
+        What was not synced may be lost with the power; with `power_lost` false only the process dies.
+        """
         host = self.hosts[number]
         if (node := host.node) is not None:
-            self.trace.tell(host.name, "crash")
-            host.blobs = host.blobs.crash()
-            host.members_file, host.catalog_records = host.members_file.copy(), host.catalog_records.copy()
+            self.lose_power(host, power_lost=power_lost)
+            await node.ended.wait()
+
+    def lose_power(self, host: Host, *, power_lost: bool = True) -> None:
+        """The moment of a crash, wherever it comes from; the node has ended when its `ended` is set.
+
+        With `power_lost` false only the process dies: what it had written stands, synced or not.
+        """
+        self.trace.tell(host.name, "crash")
+        host.blobs = host.blobs.crash(power_lost=power_lost)
+        host.members_file = host.members_file.restarted(host.disk)
+        host.catalog_records = host.catalog_records.restarted(host.disk)
+        if (node := host.node) is not None:
             self.network.vanish(node.transport)
             self.datagrams.block(host.peer)
+            node.crashed = True
             node.scope.cancel()
-            await node.ended.wait()
-            self.datagrams.unblock(host.peer)
 
     def running(self) -> dict[int, Node]:
         """The nodes that run now, by the number of their host."""
@@ -189,6 +219,8 @@ class World:
                 task_status.started(host.node)
                 await trio.sleep_forever()
         finally:
+            if host.node is not None and host.node.crashed:
+                self.datagrams.unblock(host.peer)
             host.node = None
             ended.set()
 
