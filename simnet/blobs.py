@@ -28,7 +28,6 @@ from simnet.stock import (
     commit,
     cut,
     explained,
-    is_right,
     take_stock,
 )
 
@@ -180,17 +179,8 @@ class MemoryBlobs:
             partial.resume(stored)
         if digest in self._left:
             del self._left[digest]
-            self._reclaim(partial)
+            partial.reclaim()
         return partial
-
-    def _reclaim(self, partial: MemoryPartial) -> None:
-        """What stands right in the file though no bit says so was written before the crash; it is written again."""
-        recipe = partial.recipe
-        for begin, end in partial.file.content.spans():
-            for index in partial.bits.missing():
-                offset, size = recipe.offset_bytes(index), recipe.sizes_bytes[index]
-                if begin <= offset and offset + size <= end and is_right(partial.file, recipe, index):
-                    partial.put(index, partial.file.content.read(offset, size))
 
     async def _copy_into(self, partial: MemoryPartial, on_copied: Callable[[int], None] | None) -> int:
         """What other blobs have of this one, where it is still what its hash says; how many bytes."""
@@ -220,9 +210,14 @@ class MemoryBlobs:
     def _sources(self, partial: MemoryPartial) -> Iterator[tuple[Recipe, SimFile, Bits]]:
         for whole in self._whole.values():
             yield whole.recipe, whole.file, whole.bits
+        for recipe, file, bits in self.unfinished():
+            if file is not partial.file:
+                yield recipe, file, bits
+
+    def unfinished(self) -> Iterator[tuple[Recipe, SimFile, Bits]]:
+        """What is held of blobs that are received now, and what is durable of those that wait to be resumed."""
         for other in self._open.values():
-            if other is not partial:
-                yield other.recipe, other.file, other.bits
+            yield other.recipe, other.file, other.bits
         for digest, stored in self._stored.items():
             file = self.disk.file(LAYOUT.partial_blob(digest))
             if digest not in self._open and file is not None:
@@ -372,6 +367,11 @@ class MemoryBlobs:
         """The bytes of a verified blob, or None."""
         found = self._whole.get(digest)
         return None if found is None else found.file.content.read(0, found.file.size_bytes)
+
+    def is_rotten(self, digest: Digest) -> bool:
+        """Whether a test flipped bits of a whole blob."""
+        found = self._whole.get(digest)
+        return found is not None and found.file.rotten
 
     def digests(self) -> list[Digest]:
         """The whole blobs that are here."""

@@ -111,6 +111,7 @@ class SimDisk:
     def rot(self, path: Path, offset: int, mask: int = 1) -> None:
         """Flip bits of one byte at rest; nothing that a program can ask of the file shows it."""
         file = self._names[path]
+        file.rotten = True
         file.content.put(offset, bytes([file.content.read(offset, 1)[0] ^ mask]))
 
     def rot_somewhere(self, count: int = 1, *, under: Path = Path("/")) -> list[tuple[Path, int]]:
@@ -244,13 +245,14 @@ class SimDisk:
 
     async def sync_names(self) -> None:
         """Make all names durable: file systems keep them in one log. OSError when the disk fails."""
-        changes = len(self._name_changes)
+        upto = self._name_changes[-1] if self._name_changes else None
         await self.pause()
         if self._count("sync names"):
             self._strike()
         if self._sync_fails():
             raise OSError(errno.EIO, "input/output error")
-        del self._name_changes[:changes]
+        if upto in self._name_changes:
+            del self._name_changes[: self._name_changes.index(upto) + 1]
 
     def replace(self, path: Path, data: bytes) -> None:
         """A small file, whole, old or new after a crash: most file systems order a rename after the data it names."""

@@ -36,6 +36,7 @@ class SimFile:
     made_at_s: float
     reserved_bytes: int = 0
     errors: int = 0
+    rotten: bool = False
     content: Extents = attrs.field(factory=Extents)
     _log: deque[_Write] = attrs.field(factory=deque)
 

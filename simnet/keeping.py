@@ -78,7 +78,7 @@ class MemoryKeeper:
 
     async def write(self, changes: Mapping[Key, Record | None]) -> None:
         """Keep these, and drop those with None, all or nothing. HerdError when the disk refuses."""
-        rows: dict[object, object] = {**changes}
+        rows: dict[object, object] = dict(changes.items())
         try:
             await self._disk.commit(CATALOG, rows, durable=False)
         except OSError as error:

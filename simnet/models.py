@@ -111,6 +111,10 @@ class MemoryModels:
         await trio.lowlevel.checkpoint()
         return {name: named.manifest.raw for name, named in self._named.items() if self._missing(named) == []}
 
+    def manifests(self) -> dict[ModelName, Manifest]:
+        """Every name and what it stands for, whole or not."""
+        return {name: named.manifest for name, named in self._named.items()}
+
     async def _name(self, name: ModelName, manifest: bytes) -> ModelView:
         parsed, path = parse_manifest(manifest), LAYOUT.manifest(name)
         for blob in parsed.blobs():

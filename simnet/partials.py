@@ -14,7 +14,7 @@ from protocols.errors import RemoteProtocolError
 from protocols.recipe.recipe import Recipe
 from simnet.disk import SimDisk
 from simnet.files import Opened
-from simnet.stock import StoredPartial, commit, explained
+from simnet.stock import StoredPartial, commit, explained, is_right
 
 if TYPE_CHECKING:
     from simnet.blobs import MemoryBlobs
@@ -45,9 +45,13 @@ class MemoryPartial:
         """Begin with what was durable."""
         self.bits, self.durable = stored.bits.copy(), stored.bits.to_bytes()
 
-    def held_bytes(self) -> int:
-        """The bytes of the chunks that are here."""
-        return sum(self.recipe.sizes_bytes[index] for index in self.bits)
+    def reclaim(self) -> None:
+        """What stands right in the file though no bit says so was written before the crash; it is written again."""
+        for begin, end in self.file.content.spans():
+            for index in self.bits.missing():
+                offset, size = self.recipe.offset_bytes(index), self.recipe.sizes_bytes[index]
+                if begin <= offset and offset + size <= end and is_right(self.file, self.recipe, index):
+                    self.put(index, self.file.content.read(offset, size))
 
     def check(self, index: int, data: bytes | memoryview) -> None:
         """RemoteProtocolError unless these are the chunk's bytes."""

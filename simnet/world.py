@@ -134,7 +134,7 @@ class World:
             size_bytes=None if size_bytes is None else size_bytes + RESERVE_FREE_BYTES,
             contents=self._contents,
         )
-        blobs = MemoryBlobs(disk=disk, chunk_size_bytes=self.options.chunk_size_bytes)
+        blobs = MemoryBlobs(disk=disk, chunk_size_bytes=self.options.chunk_size_bytes, config=self.options.config.store)
         host = Host(number, identity, dict(labels or {}), blobs, MemoryFile(disk), MemoryKeeper(disk))
         self.hosts[number] = host
         disk.on_power_lost = partial(self.lose_power, host)
@@ -218,6 +218,9 @@ class World:
                 await services.join(nursery)
                 task_status.started(host.node)
                 await trio.sleep_forever()
+        except Exception:  # boundary: a node without power says nothing more; a living one's failure ends the world
+            if host.node is None or not host.node.crashed:
+                raise
         finally:
             if host.node is not None and host.node.crashed:
                 self.datagrams.unblock(host.peer)
