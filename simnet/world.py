@@ -214,6 +214,7 @@ class World:
                 host.node = Node(
                     services, transport, datagrams, blame, nursery.cancel_scope, ended, trio.current_time()
                 )
+                nursery.start_soon(host.blobs.run)
                 await services.start(nursery)
                 await services.join(nursery)
                 task_status.started(host.node)

@@ -263,6 +263,43 @@ def test_who_pulls_refuses_what_rotted_elsewhere_and_takes_it_from_another() -> 
     assert run_world(main, 1) == 6, "and both hosts keep the same pieces of memory"
 
 
+def test_a_pull_ends_with_what_the_disk_said_and_the_next_one_goes_on() -> None:
+    async def main() -> None:
+        async with open_background() as nursery:
+            world = World(nursery, WorldOptions(seed=1, chunk_size_bytes=CHUNK))
+            for _ in range(2):
+                await world.start(world.add_host().number)
+            await world.wait(1)
+            await world.hold(1, "llama", DATA)
+            await world.wait(1)
+            disk = world.hosts[2].disk
+            disk.fill()
+            with pytest.raises(StoreError, match="no room"):
+                await world.pull(2, "llama")
+            disk.empty()
+            disk.fail_syncs()
+            with pytest.raises(StoreError, match="the disk reports an error: check its health"):
+                await world.pull(2, "llama")
+            assert (await world.pull(2, "llama")).verified
+            assert world.hosts[2].blobs.whole(cut(DATA, CHUNK).digest) == DATA
+
+    run_world(main, 1)
+
+
+async def test_what_came_in_and_waits_is_synced_after_a_while_and_an_idle_store_does_nothing(
+    autojump_clock: MockClock,
+) -> None:
+    blobs = MemoryBlobs(chunk_size_bytes=CHUNK)
+    async with open_background() as nursery:
+        nursery.start_soon(blobs.run)
+        await write(await blobs.receive(cut(DATA, CHUNK)), 2)
+        await trio.sleep(2.5)
+        operations = blobs.disk.operations
+        await trio.sleep(3600)
+        assert blobs.disk.operations == operations
+        assert list(blobs.crash().stored(cut(DATA, CHUNK).digest) or ()) == [2]
+
+
 # -- a slow disk
 
 
