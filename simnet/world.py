@@ -16,13 +16,14 @@ from node.background import open_background
 from node.blame import BlameLedger
 from node.config import HerdConfig
 from node.identity import Identity
-from node.services.exchange.carrier import StreamCarrier
 from node.trust.mesh_key import MeshKeyDoor
 from node.views import PullReport
 from protocols.errors import LocalProtocolError
 from protocols.ids import PeerId
 from protocols.names import ModelName
 from simnet.blobs import MemoryBlobs
+from simnet.carrier import SimCarrier, scaled
+from simnet.conditions import Conditions, Quality
 from simnet.datagrams import SimDatagramNetwork, SimDatagrams
 from simnet.determinism import part_rng
 from simnet.directory import SimDirectories
@@ -30,6 +31,7 @@ from simnet.keeping import MemoryFile, MemoryKeeper
 from simnet.manifests import manifest_of
 from simnet.models import MemoryModels
 from simnet.network import SimNetwork, SimTransport
+from simnet.pipe import WINDOW_SIZE_BYTES
 from simnet.trace import Trace, TracedBus
 
 EPOCH_S = 1_700_000_000
@@ -38,7 +40,11 @@ MESH_KEY = b"simnet".ljust(32, b"\0")
 
 @attrs.frozen(kw_only=True)
 class WorldOptions:
-    """What a world is made of; rates are bytes a second each way, None for no limit."""
+    """What a world is made of; rates are bytes a second each way, None for no limit.
+
+    With a `bytes_scale`, chunks and the disk have so many times fewer bytes than the chunks are declared to have; rates
+    are the declared ones. `sealed=False` saves the elliptic curve of datagrams. `loss` is that of both planes.
+    """
 
     seed: int = 0
     latency_s: float = 0.002
@@ -46,6 +52,8 @@ class WorldOptions:
     loss: float = 0.0
     rate_bytes_per_s: float | None = None
     chunk_size_bytes: int = 64 * 1024
+    bytes_scale: int = 1
+    sealed: bool = True
     disk_size_bytes: int | None = None
     config: HerdConfig = attrs.field(factory=lambda: HerdConfig(home=Path("/simulated")))
 
@@ -101,11 +109,10 @@ class World:
         self.options = options
         self.trace = trace if trace is not None else Trace()
         self.hosts: dict[int, Host] = {}
-        self.network = SimNetwork(
-            part_rng(options.seed, "streams"), latency_s=options.latency_s, jitter_s=options.jitter_s
-        )
+        self.conditions = Conditions(Quality(latency_s=options.latency_s, jitter_s=options.jitter_s, loss=options.loss))
+        self.network = _network(options, self.conditions)
         self.datagrams = SimDatagramNetwork(
-            part_rng(options.seed, "datagrams"), options.latency_s, options.loss, options.jitter_s
+            part_rng(options.seed, "datagrams"), conditions=self.conditions, sealed=options.sealed
         )
         self.network.on_frame = self.datagrams.on_datagram = self.trace.frame
         self.directories = SimDirectories(options.latency_s)
@@ -120,6 +127,8 @@ class World:
         identity = Identity(part_rng(self.options.seed, "identity", number).randbytes(32))
         blobs = MemoryBlobs(chunk_size_bytes=self.options.chunk_size_bytes, capacity_bytes=self.options.disk_size_bytes)
         host = self.hosts[number] = Host(number, identity, dict(labels or {}), blobs)
+        if "region" in host.labels:
+            self.conditions.place(host.peer, host.labels["region"])
         return host
 
     async def start(self, number: int, *, bootstrap: Sequence[int] = (1,)) -> Node:
@@ -211,7 +220,7 @@ class World:
             transport=transport,
             datagrams=datagrams,
             directory=self.directories.directory(host.peer, transport.addresses()),
-            streams=StreamCarrier(transport),
+            streams=SimCarrier(transport, self.options.bytes_scale),
             bulk=None,
             remembered=host.members_file,
             keeper=host.catalog_records,
@@ -224,7 +233,8 @@ class World:
     def _config_of(self, host: Host, bootstrap: list[str]) -> HerdConfig:
         config = self.options.config
         network = attrs.evolve(config.network, bootstrap=tuple(bootstrap))
-        return attrs.evolve(config, network=network, labels=host.labels)
+        exchange = scaled(config.exchange, self.options.bytes_scale)
+        return attrs.evolve(config, network=network, exchange=exchange, labels=host.labels)
 
     async def wait(self, seconds: float) -> None:
         """Let virtual time pass."""
@@ -247,6 +257,18 @@ class World:
         if node is None:
             raise LocalProtocolError(f"no node runs on h{number}")
         return await node.services.models.pull(name)
+
+
+def _network(options: WorldOptions, conditions: Conditions) -> SimNetwork:
+    """Streams in pieces and windows of the declared chunks: few events a chunk, and the next one on its way."""
+    declared_bytes = options.chunk_size_bytes * options.bytes_scale
+    return SimNetwork(
+        part_rng(options.seed, "streams"),
+        conditions=conditions,
+        segment_size_bytes=max(64 * 1024, declared_bytes // 8),
+        window_size_bytes=max(WINDOW_SIZE_BYTES, 4 * declared_bytes),
+        send_buffer_bytes=max(256 * 1024, declared_bytes // 4),
+    )
 
 
 def _wall_time() -> float:
