@@ -113,6 +113,10 @@ class SimNetwork:
         for link in self._links_of(host.peer_id):
             self._break(link, f"peer {host.peer_id} is gone")
 
+    def stream_count(self) -> int:
+        """How many streams there are now."""
+        return sum(len(link.streams) for link in self._links.values())
+
     def delay_s(self, sender: PeerId, receiver: PeerId) -> float:
         """One draw of how long a frame travels."""
         return self.conditions.stream_delay_s(self._rng, sender, receiver)

@@ -4,8 +4,9 @@ A host outlives its node: what was durable when the node died is what the next o
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -16,17 +17,19 @@ from node.background import open_background
 from node.blame import BlameLedger
 from node.config import HerdConfig
 from node.identity import Identity
+from node.ports import Blobs
 from node.trust.mesh_key import MeshKeyDoor
 from node.views import PullReport
 from protocols.errors import LocalProtocolError
 from protocols.ids import PeerId
 from protocols.names import ModelName
-from simnet.blobs import MemoryBlobs
+from simnet.blobs import RESERVE_FREE_BYTES, MemoryBlobs
 from simnet.carrier import SimCarrier, scaled
 from simnet.conditions import Conditions, Quality
 from simnet.datagrams import SimDatagramNetwork, SimDatagrams
 from simnet.determinism import part_rng
 from simnet.directory import SimDirectories
+from simnet.disk import SimDisk
 from simnet.keeping import MemoryFile, MemoryKeeper
 from simnet.manifests import manifest_of
 from simnet.models import MemoryModels
@@ -42,8 +45,9 @@ MESH_KEY = b"simnet".ljust(32, b"\0")
 class WorldOptions:
     """What a world is made of; rates are bytes a second each way, None for no limit.
 
-    With a `bytes_scale`, chunks and the disk have so many times fewer bytes than the chunks are declared to have; rates
-    are the declared ones. `sealed=False` saves the elliptic curve of datagrams. `loss` is that of both planes.
+    `disk_size_bytes` is what blobs may take of a disk. With a `bytes_scale`, chunks and the disk have so many times
+    fewer bytes than the chunks are declared to have; rates are the declared ones. `sealed=False` saves the elliptic
+    curve of datagrams. `loss` is that of both planes.
     """
 
     seed: int = 0
@@ -69,6 +73,7 @@ class Node:
     scope: trio.CancelScope
     ended: trio.Event
     started_s: float
+    crashed: bool = False
 
 
 @attrs.define(eq=False)
@@ -79,12 +84,18 @@ class Host:
     identity: Identity
     labels: dict[str, str]
     blobs: MemoryBlobs
-    members_file: MemoryFile = attrs.field(factory=MemoryFile)
-    catalog_records: MemoryKeeper = attrs.field(factory=MemoryKeeper)
+    members_file: MemoryFile
+    catalog_records: MemoryKeeper
     models: MemoryModels | None = None
     address: str = ""
     lives: int = 0
     node: Node | None = None
+    clock_ahead_s: float = 0.0
+
+    @property
+    def disk(self) -> SimDisk:
+        """Its disk in this life."""
+        return self.blobs.disk
 
     @property
     def name(self) -> str:
@@ -101,9 +112,21 @@ class Host:
         """What others take as a bootstrap peer."""
         return f"{self.address}/p2p/{self.peer}"
 
+    def wall_time(self) -> float:
+        """What its clock says, in seconds since 1970."""
+        return EPOCH_S + trio.current_time() + self.clock_ahead_s
+
+    def local_time(self) -> time.struct_time:
+        """The same for people; every host stands in Greenwich."""
+        return time.gmtime(self.wall_time())
+
 
 class World:
-    """Hosts by number, from 1. Made in the nursery that its nodes live in; runs under a virtual clock only."""
+    """Hosts by number, from 1. Made in the nursery that its nodes live in; runs under a virtual clock only.
+
+    `on_life` hears of each life of a node: True before its services start, False when they have ended. `watch_blobs`
+    gives what a node serves and receives through instead of its host's blobs themselves.
+    """
 
     def __init__(self, nursery: trio.Nursery, options: WorldOptions, trace: Trace | None = None) -> None:
         self.options = options
@@ -115,7 +138,10 @@ class World:
             part_rng(options.seed, "datagrams"), conditions=self.conditions, sealed=options.sealed
         )
         self.network.on_frame = self.datagrams.on_datagram = self.trace.frame
+        self._contents: dict[bytes, bytes] = {}
         self.directories = SimDirectories(options.latency_s)
+        self.on_life: Callable[[Host, Node, bool], object] | None = None
+        self.watch_blobs: Callable[[Host], Blobs] = lambda host: host.blobs
         self._nursery = nursery
         self._door = MeshKeyDoor(MESH_KEY)
 
@@ -125,8 +151,16 @@ class World:
         """One more machine, with nothing running on it."""
         number = len(self.hosts) + 1
         identity = Identity(part_rng(self.options.seed, "identity", number).randbytes(32))
-        blobs = MemoryBlobs(chunk_size_bytes=self.options.chunk_size_bytes, capacity_bytes=self.options.disk_size_bytes)
-        host = self.hosts[number] = Host(number, identity, dict(labels or {}), blobs)
+        size_bytes = self.options.disk_size_bytes
+        disk = SimDisk(
+            part_rng(self.options.seed, "disk", number),
+            size_bytes=None if size_bytes is None else size_bytes + RESERVE_FREE_BYTES,
+            contents=self._contents,
+        )
+        blobs = MemoryBlobs(disk=disk, chunk_size_bytes=self.options.chunk_size_bytes, config=self.options.config.store)
+        host = Host(number, identity, dict(labels or {}), blobs, MemoryFile(disk), MemoryKeeper(disk))
+        self.hosts[number] = host
+        disk.on_power_lost = partial(self.lose_power, host)
         if "region" in host.labels:
             self.conditions.place(host.peer, host.labels["region"])
         return host
@@ -150,22 +184,38 @@ class World:
             node.scope.cancel()
             await node.ended.wait()
 
-    async def crash(self, number: int) -> None:
-        """End a host's node at once: nothing it does from now on reaches the network or the disk."""
+    async def crash(self, number: int, *, power_lost: bool = True) -> None:
+        """End a host's node at once: nothing it does from now on reaches the network or the disk.
+
+        What was not synced may be lost with the power; with `power_lost` false only the process dies.
+        """
         host = self.hosts[number]
         if (node := host.node) is not None:
-            self.trace.tell(host.name, "crash")
-            host.blobs = host.blobs.crash()
-            host.members_file, host.catalog_records = host.members_file.copy(), host.catalog_records.copy()
+            self.lose_power(host, power_lost=power_lost)
+            await node.ended.wait()
+
+    def lose_power(self, host: Host, *, power_lost: bool = True) -> None:
+        """The moment of a crash, wherever it comes from; the node has ended when its `ended` is set.
+
+        With `power_lost` false only the process dies: what it had written stands, synced or not.
+        """
+        self.trace.tell(host.name, "crash")
+        host.blobs = host.blobs.crash(power_lost=power_lost)
+        host.members_file = host.members_file.restarted(host.disk)
+        host.catalog_records = host.catalog_records.restarted(host.disk)
+        if (node := host.node) is not None:
             self.network.vanish(node.transport)
             self.datagrams.block(host.peer)
+            node.crashed = True
             node.scope.cancel()
-            await node.ended.wait()
-            self.datagrams.unblock(host.peer)
 
     def running(self) -> dict[int, Node]:
         """The nodes that run now, by the number of their host."""
         return {number: host.node for number, host in self.hosts.items() if host.node is not None}
+
+    def lives(self) -> list[trio.lowlevel.Task]:
+        """The tasks that the running nodes' lives are, each with all its own below it; in no order."""
+        return [task for task in self._nursery.child_tasks if task.coro.cr_code is World._live.__code__]
 
     async def _live(
         self, host: Host, bootstrap: list[str], *, task_status: trio.TaskStatus[Node] = trio.TASK_STATUS_IGNORED
@@ -177,6 +227,7 @@ class World:
         models = host.models = MemoryModels(blobs, bus) if host.models is None else host.models.restarted(blobs, bus)
         ended = trio.Event()
         rate = self.options.rate_bytes_per_s
+        joined = False
         try:
             async with AsyncExitStack() as stack:
                 transport = await stack.enter_async_context(
@@ -193,13 +244,29 @@ class World:
                 host.node = Node(
                     services, transport, datagrams, blame, nursery.cancel_scope, ended, trio.current_time()
                 )
+                self._tell_life(host, True)
+                nursery.start_soon(host.blobs.run)
                 await services.start(nursery)
                 await services.join(nursery)
+                joined = True
                 task_status.started(host.node)
                 await trio.sleep_forever()
+        except Exception:  # boundary: a node without power says nothing more; a living one's failure ends the world
+            if host.node is None or not host.node.crashed:
+                raise
         finally:
-            host.node = None
+            if host.node is not None and host.node.crashed:
+                self.datagrams.unblock(host.peer)
+            self._tell_life(host, False)
+            node, host.node = host.node, None
             ended.set()
+        if node is not None and not joined:
+            # It was ended before it had joined: whoever started it hears of that by `ended`.
+            task_status.started(node)
+
+    def _tell_life(self, host: Host, began: bool) -> None:
+        if self.on_life is not None and host.node is not None:
+            self.on_life(host, host.node, began)
 
     def _surroundings(
         self,
@@ -215,7 +282,7 @@ class World:
             bus=bus,
             blame=blame,
             models=models,
-            blobs=host.blobs,
+            blobs=self.watch_blobs(host),
             free_disk_bytes=host.blobs.free_disk_bytes,
             transport=transport,
             datagrams=datagrams,
@@ -225,8 +292,8 @@ class World:
             remembered=host.members_file,
             keeper=host.catalog_records,
             rng=part_rng(self.options.seed, "node", host.number, host.lives),
-            wall_time=_wall_time,
-            local_time=_local_time,
+            wall_time=host.wall_time,
+            local_time=host.local_time,
             settings_file=Path("herd.toml"),
         )
 
@@ -269,11 +336,3 @@ def _network(options: WorldOptions, conditions: Conditions) -> SimNetwork:
         window_size_bytes=max(WINDOW_SIZE_BYTES, 4 * declared_bytes),
         send_buffer_bytes=max(256 * 1024, declared_bytes // 4),
     )
-
-
-def _wall_time() -> float:
-    return EPOCH_S + trio.current_time()
-
-
-def _local_time() -> time.struct_time:
-    return time.gmtime(_wall_time())
