@@ -1,0 +1,221 @@
+"""`herd sim`: what a mesh does under faults, simulated on this machine. Registered by an entry point of herd.
+
+Worlds, tables and pictures are imported by the command that needs them, so that `herd --help` stays instant.
+"""
+
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from node.cli.options import HerdGroup
+from node.cli.output import document, line, table, visible
+from node.errors import HerdError, UsageError
+
+if TYPE_CHECKING:
+    from simnet.report import Report
+    from simnet.scenario import Scenario
+    from simnet.soaking import Outcome
+
+PLOT_ENDINGS = (".png", ".svg", ".html")
+SEEDS_PATTERN = re.compile(r"(\d+)(?:\.\.(\d+))?")
+JOBS_MAX = 64
+
+as_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+
+
+@click.group("sim", cls=HerdGroup)
+def sim() -> None:
+    """Try a mesh under faults, simulated on this machine.
+
+    Whole nodes run in one process over a simulated network, with simulated disks and a clock that jumps: an hour
+    passes in moments, and the same seed is the same run. No node of this host is asked or touched.
+    """
+
+
+@sim.command("list")
+@as_json_option
+def list_scenarios(as_json: bool) -> None:
+    """The scenarios that come with herd.
+
+    A file of your own is run by its path: `herd sim run ./mine.toml`.
+    """
+    from simnet.scenario import load_scenario, scenario_names
+
+    scenarios = [load_scenario(name) for name in scenario_names()]
+    if as_json:
+        rows = [{"name": one.name, "nodes": one.nodes, "shows": _shows(one)} for one in scenarios]
+        document({"scenarios": rows})
+        return
+    table(("NAME", "NODES", "SHOWS"), [(one.name, str(one.nodes), _shows(one)) for one in scenarios], right=("NODES",))
+
+
+def _shows(scenario: "Scenario") -> str:
+    return " ".join(scenario.description.split())
+
+
+@sim.command()
+@click.argument("scenario", metavar="SCENARIO")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="What chance is made of.")
+@click.option("--nodes", type=click.IntRange(min=1), metavar="K", help="How many hosts (default: the scenario's).")
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw the run: .png, .svg or .html.")
+@click.option("--trace", type=click.Path(path_type=Path), metavar="FILE", help="Write all that happened, as lines.")
+@as_json_option
+@click.pass_context
+def run(
+    context: click.Context,
+    scenario: str,
+    seed: int,
+    nodes: int | None,
+    plot: Path | None,
+    trace: Path | None,
+    as_json: bool,
+) -> None:
+    """Run one SCENARIO: a name of `herd sim list`, or a file of your own.
+
+    Exit 0 when every invariant held and every expectation was met, else 1.
+    """
+    from simnet.replaying import replay_command
+    from simnet.running import run_scenario
+    from simnet.scenario import load_scenario
+    from simnet.showing.progress import ProgressLine
+    from simnet.showing.tables import show_report
+    from simnet.trace import Trace
+
+    _check_files(plot, trace)
+    loaded = load_scenario(scenario)
+    replay = replay_command(scenario, seed, nodes)
+    _show_options(loaded, seed, nodes, to_stderr=as_json)
+    told = Trace()
+    with ProgressLine() as progress:
+        report = run_scenario(
+            loaded,
+            seed,
+            nodes=nodes,
+            on_progress=lambda virtual_s, text: progress.show(f"{virtual_s:.0f} virtual seconds, {text}"),
+            trace=told,
+        )
+    if as_json:
+        from simnet.report import report_document
+
+        document({**report_document(report), "replay": replay})
+    else:
+        show_report(report, replay)
+    if trace is not None:
+        _write_trace(told, trace)
+    if plot is not None:
+        _plot(report, plot, replay)
+    context.exit(0 if report.passed else 1)
+
+
+def _check_files(plot: Path | None, trace: Path | None) -> None:
+    """Before the run: what cannot be written after it is said at once."""
+    if plot is not None:
+        from simnet.showing.drawing import require_matplotlib
+
+        if plot.suffix not in PLOT_ENDINGS:
+            raise UsageError(f"--plot {plot}: the name must end with {', '.join(PLOT_ENDINGS)}")
+        require_matplotlib()
+    for option, path in (("--plot", plot), ("--trace", trace)):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise UsageError(f"{option} {path}: there is no folder {path.parent}; make it first")
+
+
+def _show_options(scenario: "Scenario", seed: int, nodes: int | None, *, to_stderr: bool) -> None:
+    from simnet.scenario import options_of
+
+    shown = {"scenario": scenario.name, "seed": str(seed), **options_of(scenario, nodes)}
+    width = max(map(len, shown))
+    for name, value in shown.items():
+        click.echo(visible(f"{name:<{width}}  {value}"), err=to_stderr)
+    click.echo(err=to_stderr)
+
+
+def _write_trace(trace: Any, path: Path) -> None:
+    try:
+        with path.open("w", encoding="utf-8") as file:
+            for one in trace.lines:
+                file.write(f"{one.at_s:12.6f}  {one.host or '-':<6} {one.text}\n")
+    except OSError as error:
+        raise HerdError(f"--trace {path}: {error.strerror}") from error
+    line(f"trace: {path} ({len(trace.lines)} lines)")
+
+
+def _plot(report: "Report", path: Path, replay: str) -> None:
+    from simnet.showing.drawing import draw
+    from simnet.showing.page import write_page
+
+    try:
+        if path.suffix == ".html":
+            write_page(report, path, replay)
+        else:
+            draw(report, path)
+    except OSError as error:
+        raise HerdError(f"--plot {path}: {error.strerror}") from error
+    click.echo(f"plot: {visible(str(path))}", err=True)
+
+
+@sim.command()
+@click.option("--seeds", metavar="A..B", required=True, help="The seeds, both ends included.")
+@click.option("--jobs", type=click.IntRange(1, JOBS_MAX), default=2, show_default=True, help="Worker processes.")
+@click.option("--scenario", "scenarios", metavar="SCENARIO", multiple=True, help="Which (repeatable; default: all).")
+@click.option("--nodes", type=click.IntRange(min=1), metavar="K", help="How many hosts (default: each scenario's).")
+@click.option("--for", "minutes", type=click.FloatRange(min=0, min_open=True), metavar="MINUTES", help="Begin no more.")
+@click.option(
+    "--patience",
+    "patience_s",
+    type=click.FloatRange(min=0, min_open=True),
+    default=900.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="What one run may take; a longer one is ended and has failed.",
+)
+@as_json_option
+@click.pass_context
+def soak(
+    context: click.Context,
+    seeds: str,
+    jobs: int,
+    scenarios: tuple[str, ...],
+    nodes: int | None,
+    minutes: float | None,
+    patience_s: float,
+    as_json: bool,
+) -> None:
+    """Run many seeds over many scenarios in worker processes.
+
+    Each failure is one line with the command that replays it. Ctrl-C ends the workers and shows what was done.
+    """
+    from simnet.scenario import scenario_names
+    from simnet.showing.soaks import follow, show_outcomes
+    from simnet.soaking import Soak, check_scenarios, jobs_of
+
+    names = list(dict.fromkeys(scenarios)) or scenario_names()
+    check_scenarios(names)
+    wanted = jobs_of(names, seeds_range(seeds), nodes)
+    click.echo(f"seeds {seeds}, {len(names)} scenarios, {len(wanted)} runs in {jobs} processes", err=as_json)
+    until_s = time.monotonic() + minutes * 60 if minutes is not None else None
+    outcomes: list[Outcome] = []
+    interrupted = False
+    began_s = time.monotonic()
+    try:
+        with Soak(wanted, workers=jobs, patience_s=patience_s, until_s=until_s) as working:
+            follow(working, outcomes, len(wanted), quiet=as_json)
+    except KeyboardInterrupt:
+        interrupted = True
+    show_outcomes(outcomes, len(wanted), time.monotonic() - began_s, as_json=as_json)
+    if interrupted:
+        raise KeyboardInterrupt
+    context.exit(1 if any(one.problems for one in outcomes) else 0)
+
+
+def seeds_range(text: str) -> range:
+    """`1..50` or `7`. UsageError for anything else."""
+    match = SEEDS_PATTERN.fullmatch(text)
+    first = int(match[1]) if match else 0
+    last = int(match[2] or first) if match else -1
+    if last < first:
+        raise UsageError(f"--seeds {text!r} is not allowed: A..B with A not above B, such as 1..50")
+    return range(first, last + 1)
