@@ -93,6 +93,8 @@ class Report:
     expectations: tuple[Expectation, ...] = ()
     agreement: tuple[tuple[float, float], ...] = ()
     failure: str = ""
+    replay: str = ""
+    """The one command that does the same again."""
 
     @property
     def passed(self) -> bool:

@@ -4,7 +4,7 @@ A host outlives its node: what was durable when the node died is what the next o
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from node.background import open_background
 from node.blame import BlameLedger
 from node.config import HerdConfig
 from node.identity import Identity
+from node.ports import Blobs
 from node.services.exchange.carrier import StreamCarrier
 from node.trust.mesh_key import MeshKeyDoor
 from node.views import PullReport
@@ -95,7 +96,11 @@ class Host:
 
 
 class World:
-    """Hosts by number, from 1. Made in the nursery that its nodes live in; runs under a virtual clock only."""
+    """Hosts by number, from 1. Made in the nursery that its nodes live in; runs under a virtual clock only.
+
+    `on_life` hears of each life of a node: True before its services start, False when they have ended. `watch_blobs`
+    gives what a node serves and receives through instead of its host's blobs themselves.
+    """
 
     def __init__(self, nursery: trio.Nursery, options: WorldOptions, trace: Trace | None = None) -> None:
         self.options = options
@@ -109,6 +114,8 @@ class World:
         )
         self.network.on_frame = self.datagrams.on_datagram = self.trace.frame
         self.directories = SimDirectories(options.latency_s)
+        self.on_life: Callable[[Host, Node, bool], object] | None = None
+        self.watch_blobs: Callable[[Host], Blobs] = lambda host: host.blobs
         self._nursery = nursery
         self._door = MeshKeyDoor(MESH_KEY)
 
@@ -168,6 +175,7 @@ class World:
         models = host.models = MemoryModels(blobs, bus) if host.models is None else host.models.restarted(blobs, bus)
         ended = trio.Event()
         rate = self.options.rate_bytes_per_s
+        joined = False
         try:
             async with AsyncExitStack() as stack:
                 transport = await stack.enter_async_context(
@@ -184,13 +192,23 @@ class World:
                 host.node = Node(
                     services, transport, datagrams, blame, nursery.cancel_scope, ended, trio.current_time()
                 )
+                self._tell_life(host, True)
                 await services.start(nursery)
                 await services.join(nursery)
+                joined = True
                 task_status.started(host.node)
                 await trio.sleep_forever()
+            if host.node is not None and not joined:
+                # It was ended before it had joined: whoever started it hears of that by `ended`.
+                task_status.started(host.node)
         finally:
+            self._tell_life(host, False)
             host.node = None
             ended.set()
+
+    def _tell_life(self, host: Host, began: bool) -> None:
+        if self.on_life is not None and host.node is not None:
+            self.on_life(host, host.node, began)
 
     def _surroundings(
         self,
@@ -206,7 +224,7 @@ class World:
             bus=bus,
             blame=blame,
             models=models,
-            blobs=host.blobs,
+            blobs=self.watch_blobs(host),
             free_disk_bytes=host.blobs.free_disk_bytes,
             transport=transport,
             datagrams=datagrams,
