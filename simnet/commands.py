@@ -6,20 +6,23 @@ Worlds, tables and pictures are imported by the command that needs them, so that
 import re
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from node.cli.options import HerdGroup
-from node.cli.output import document, line, table, visible
+from node.cli.output import document, table, visible
 from node.errors import HerdError, UsageError
 
 if TYPE_CHECKING:
     from simnet.report import Report
     from simnet.scenario import Scenario
     from simnet.soaking import Outcome
+    from simnet.trace import Trace
 
 PLOT_ENDINGS = (".png", ".svg", ".html")
+FAULTS_PATTERN = re.compile(r"[1-9]\d*(?:,[1-9]\d*)*")
+PEER_PATTERN = re.compile(r"12D3KooW\w+")
 SEEDS_PATTERN = re.compile(r"(\d+)(?:\.\.(\d+))?")
 JOBS_MAX = 64
 
@@ -60,6 +63,7 @@ def _shows(scenario: "Scenario") -> str:
 @click.argument("scenario", metavar="SCENARIO")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="What chance is made of.")
 @click.option("--nodes", type=click.IntRange(min=1), metavar="K", help="How many hosts (default: the scenario's).")
+@click.option("--only", metavar="N,N", help="Of the faults of the plan only these, from 1 (`0`: none).")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw the run: .png, .svg or .html.")
 @click.option("--trace", type=click.Path(path_type=Path), metavar="FILE", help="Write all that happened, as lines.")
 @as_json_option
@@ -69,6 +73,7 @@ def run(
     scenario: str,
     seed: int,
     nodes: int | None,
+    only: str | None,
     plot: Path | None,
     trace: Path | None,
     as_json: bool,
@@ -86,14 +91,16 @@ def run(
 
     _check_files(plot, trace)
     loaded = load_scenario(scenario)
-    replay = replay_command(scenario, seed, nodes)
-    _show_options(loaded, seed, nodes, to_stderr=as_json)
+    kept = fault_numbers(only)
+    replay = replay_command(scenario, seed, nodes, kept)
+    _show_options(loaded, seed, nodes, only, to_stderr=as_json)
     told = Trace()
     with ProgressLine() as progress:
         report = run_scenario(
             loaded,
             seed,
             nodes=nodes,
+            only=kept,
             on_progress=lambda virtual_s, text: progress.show(f"{virtual_s:.0f} virtual seconds, {text}"),
             trace=told,
         )
@@ -104,7 +111,7 @@ def run(
     else:
         show_report(report, replay)
     if trace is not None:
-        _write_trace(told, trace)
+        _write_trace(told, trace, seed, report.nodes)
     if plot is not None:
         _plot(report, plot, replay)
     context.exit(0 if report.passed else 1)
@@ -123,24 +130,40 @@ def _check_files(plot: Path | None, trace: Path | None) -> None:
             raise UsageError(f"{option} {path}: there is no folder {path.parent}; make it first")
 
 
-def _show_options(scenario: "Scenario", seed: int, nodes: int | None, *, to_stderr: bool) -> None:
-    from simnet.scenario import options_of
+def fault_numbers(text: str | None) -> list[int] | None:
+    """`2,5` as numbers, `0` as none of them. UsageError for anything else."""
+    if text is None or text == "0":
+        return None if text is None else []
+    if not FAULTS_PATTERN.fullmatch(text):
+        raise UsageError(f"--only {text!r} is not allowed: numbers of faults, such as 2,5, or 0 for none")
+    return sorted({int(number) for number in text.split(",")})
 
-    shown = {"scenario": scenario.name, "seed": str(seed), **options_of(scenario, nodes)}
+
+def _show_options(scenario: "Scenario", seed: int, nodes: int | None, only: str | None, *, to_stderr: bool) -> None:
+    """First of all, so that even a run that never ends can be made again."""
+    from simnet.running import options_shown
+
+    given = {"nodes": str(scenario.nodes if nodes is None else nodes), **({"only": only} if only else {})}
+    shown = {"scenario": scenario.name, "seed": str(seed), **given, **options_shown(scenario)}
     width = max(map(len, shown))
     for name, value in shown.items():
         click.echo(visible(f"{name:<{width}}  {value}"), err=to_stderr)
     click.echo(err=to_stderr)
 
 
-def _write_trace(trace: Any, path: Path) -> None:
+def _write_trace(trace: "Trace", path: Path, seed: int, nodes: int) -> None:
+    from simnet.world import identity_of
+
+    # Who reads it knows the hosts by their numbers.
+    names = {str(identity_of(seed, number).peer_id): f"h{number}" for number in range(1, nodes + 1)}
     try:
         with path.open("w", encoding="utf-8") as file:
             for one in trace.lines:
-                file.write(f"{one.at_s:12.6f}  {one.host or '-':<6} {one.text}\n")
+                text = PEER_PATTERN.sub(lambda match: names.get(match[0], match[0]), one.text)
+                file.write(f"{one.at_s:12.6f}  {one.host or '-':<6} {text}\n")
     except OSError as error:
         raise HerdError(f"--trace {path}: {error.strerror}") from error
-    line(f"trace: {path} ({len(trace.lines)} lines)")
+    click.echo(visible(f"trace: {path} ({len(trace.lines)} lines)"), err=True)
 
 
 def _plot(report: "Report", path: Path, replay: str) -> None:

@@ -9,7 +9,6 @@ from multiprocessing.process import BaseProcess
 
 import attrs
 
-from node.errors import HerdError
 from simnet.replaying import replay_command
 from simnet.running import run_scenario
 from simnet.scenario import load_scenario
@@ -52,9 +51,7 @@ def perform(job: Job) -> Outcome:
         report = run_scenario(load_scenario(job.scenario), job.seed, nodes=job.nodes)
     except Exception as error:  # boundary: one run of a soak; the others go on, and this one is told as failed
         return Outcome(job, (f"{type(error).__name__}: {error}",), wall_s=time.monotonic() - began_s)
-    return Outcome(
-        job, tuple(problems(report)), report.virtual_s, report.wall_s, len(report.faults), report.digest
-    )
+    return Outcome(job, tuple(problems(report)), report.virtual_s, report.wall_s, len(report.faults), report.digest)
 
 
 @attrs.define(eq=False)
@@ -201,7 +198,4 @@ def jobs_of(scenarios: Sequence[str], seeds: range, nodes: int | None = None) ->
 def check_scenarios(names: Sequence[str]) -> None:
     """Load each once. UsageError for one that cannot be: better before the soak than in each run of it."""
     for name in names:
-        try:
-            load_scenario(name)
-        except HerdError as error:
-            raise type(error)(f"--scenario {name}: {error}") from error
+        load_scenario(name)

@@ -27,7 +27,9 @@ def report_of(**changes: Any) -> Report:
             Convergence("h5 started", 42.0, 0.9),
         ),
         finishes=tuple(Finish(host, "llama:latest", 6.0 + 0.45 * n, 8.2) for n, host in enumerate(hosts[1:])),
-        traffic={host: Traffic(4_000_000 + n * 10_000, 4_100_000, 900, 3_900_000, 4_000_000) for n, host in enumerate(hosts)},
+        traffic={
+            host: Traffic(4_000_000 + n * 10_000, 4_100_000, 900, 3_900_000, 4_000_000) for n, host in enumerate(hosts)
+        },
         faults=(
             FaultShown(20.0, 15.0, "crash", ("h3",), "h3 crashes"),
             FaultShown(22.0, 18.0, "region_cut", ("h4", "h8", "h12"), "region 4 is cut off"),

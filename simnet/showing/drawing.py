@@ -13,7 +13,6 @@ CURVES_MAX = len(COLOURS)
 PANEL_INCHES = {"finishes": 3.4, "agreement": 2.6}
 WIDTH_INCHES = 10.0
 LANE_INCHES, LANES_INCHES_MIN = 0.2, 1.1
-ARROW = {"arrowstyle": "<->", "color": INK, "shrinkA": 0, "shrinkB": 0}
 PATCH = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1.5}
 """Behind a text that stands among lines."""
 SETTINGS = {
@@ -107,7 +106,9 @@ def _draw_finishes(axes: Any, curves: list[FinishCurve]) -> None:
         axes.plot(times[-1], curve.hosts, marker="o", color=colour, markersize=5, clip_on=False, zorder=3)
     for ideal_s in sorted({curve.ideal_s for curve in shown if curve.ideal_s}):
         # The ideal: the last cannot have all of it before, and all have it then.
-        axes.plot([0, ideal_s, ideal_s, right_s], [0, 0, hosts, hosts], color=INK, linestyle="--", linewidth=1, zorder=1)
+        axes.plot(
+            [0, ideal_s, ideal_s, right_s], [0, 0, hosts, hosts], color=INK, linestyle="--", linewidth=1, zorder=1
+        )
         before = ideal_s > right_s / 2
         axes.annotate(
             f"T* {ideal_s:.1f} s",
@@ -144,8 +145,8 @@ def _draw_agreement(axes: Any, report: Report) -> None:
     if converged:
         took_s, slowest = max(converged, key=lambda pair: pair[0])
         end_s = slowest.since_s + took_s
-        axes.annotate("", (slowest.since_s, 0.5), (end_s, 0.5), arrowprops=ARROW)
-        text = f"  slowest: {slowest.what}, {took_s:.1f} s  "
+        axes.plot((slowest.since_s, end_s), (0.5, 0.5), color=INK, linewidth=1.2, marker="|", markersize=9)
+        text = f"  slowest: {slowest.what.replace('_', ' ')}, {took_s:.1f} s  "
         late = end_s > last_s(report) * 0.6
         at_s, side = (slowest.since_s, "right") if late else (end_s, "left")
         axes.text(at_s, 0.5, text, ha=side, va="center", fontsize=9, bbox=PATCH)

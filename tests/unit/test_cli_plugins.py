@@ -1,6 +1,6 @@
 """Commands that other packages bring: listed, run, and harmless to all others when they are broken."""
 
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 import click
@@ -34,11 +34,11 @@ def brought(monkeypatch: pytest.MonkeyPatch) -> None:
         EntryPoint("number", f"{HERE}:NOT_A_COMMAND", plugins.GROUP),
     ]
 
-    def entry_points(*, group: str) -> list[EntryPoint]:
+    def brought_points(*, group: str) -> list[EntryPoint]:
         assert group == "herd.commands"
         return points
 
-    monkeypatch.setattr(plugins, "entry_points", entry_points)
+    monkeypatch.setattr(plugins, "entry_points", brought_points)
 
 
 @pytest.mark.usefixtures("brought")
@@ -79,5 +79,5 @@ def test_a_broken_one_stops_no_other(capsys: pytest.CaptureFixture[str], tmp_pat
 
 
 def test_simnet_brings_sim() -> None:
-    (point,) = plugins.entry_points(group=plugins.GROUP)
+    (point,) = entry_points(group=plugins.GROUP)
     assert (point.name, point.value) == ("sim", "simnet.commands:sim")

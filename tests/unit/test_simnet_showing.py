@@ -82,7 +82,14 @@ def test_lanes_are_in_the_order_of_the_hosts_and_bounded() -> None:
 def test_a_picture_has_all_its_marks(tmp_path: Path) -> None:
     draw(report_of(), tmp_path / "run.svg")
     drawn = (tmp_path / "run.svg").read_text(encoding="utf-8")
-    for mark in ("T* 8.2 s", "llama:latest: 11 hosts", "slowest: h3 crashed, 11.5 s", "region cut", ">h12<", "all hosts"):
+    for mark in (
+        "T* 8.2 s",
+        "llama:latest: 11 hosts",
+        "slowest: h3 crashed, 11.5 s",
+        "region cut",
+        ">h12<",
+        "all hosts",
+    ):
         assert mark in drawn
     draw(report_of(), tmp_path / "again.svg")
     assert (tmp_path / "again.svg").read_text(encoding="utf-8") == drawn
@@ -132,11 +139,12 @@ class Terminal(io.StringIO):
 
 
 def test_on_a_terminal_the_line_is_live_and_gone_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stderr", Terminal())
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setattr(progress, "LIVE_INTERVAL_S", 0.0)
     with ProgressLine() as shown:
         shown.show("12 of 12 alive\x1b[31m")
-    assert sys.stderr.getvalue() == "\r0 s: 12 of 12 alive\\x1b[31m\x1b[K\r\x1b[K"  # type: ignore[attr-defined]
+    assert terminal.getvalue() == "\r0 s: 12 of 12 alive\\x1b[31m\x1b[K\r\x1b[K"
 
 
 def test_in_a_log_there_is_a_plain_line_now_and_then(
