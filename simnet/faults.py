@@ -48,7 +48,10 @@ Plan = tuple[Fault, ...]
 
 
 class Stage:
-    """A world and what is wrong in it now. `on_end` hears when a fault is over."""
+    """A world and what is wrong in it now. `on_end` hears when a fault is over.
+
+    `parted` is how many faults there are now that keep live hosts from each other.
+    """
 
     def __init__(self, world: World, rng: random.Random) -> None:
         self.world = world
@@ -59,6 +62,7 @@ class Stage:
         self.full: dict[int, int] = {}
         self.impaired_until: dict[int, float] = {}
         self.last_disturbed_s = 0.0
+        self.parted = 0
         self.on_end: Callable[[Fault], object] | None = None
         self._starting: dict[int, None] = {}
         self._cuts: Counter[tuple[PeerId, PeerId]] = Counter()
@@ -246,7 +250,7 @@ KINDS: dict[str, Kind] = {
 def check_fault(origin: Origin, key: str, kind: str, hosts: str, value: float, disk_size_bytes: int) -> None:
     """UsageError naming the key when a fault of this kind cannot be so."""
     if kind not in KINDS:
-        raise refuse(origin, f"{key}.kind", kind, f"one of {', '.join(KINDS)}")
+        raise refuse(origin, f"{key}.kind" if key[-1] == "]" else key, kind, f"one of {', '.join(KINDS)}")
     known = KINDS[kind]
     if not known.hostless:
         check_selector(origin, f"{key}.hosts", hosts)
@@ -279,11 +283,13 @@ async def _play_one(stage: Stage, fault: Fault) -> None:
         FaultShown(fault.at_s, fault.for_s, fault.kind, tuple(f"h{number}" for number in fault.hosts), str(fault))
     )
     stage.last_disturbed_s = trio.current_time()
+    stage.parted += kind.impairs == "all"
     await kind.begin(stage, fault)
     if fault.for_s:
         await trio.sleep_until(fault.ends_s)
         stage.world.trace.tell("", f"over: {fault}")
         stage.last_disturbed_s = trio.current_time()
         await kind.end(stage, fault)
+        stage.parted -= kind.impairs == "all"
         if stage.on_end is not None:
             stage.on_end(fault)

@@ -111,6 +111,10 @@ class SimNetwork:
         for link in self._links_of(host.peer_id):
             self._break(link, f"peer {host.peer_id} is gone")
 
+    def stream_count(self) -> int:
+        """How many streams there are now."""
+        return sum(len(link.streams) for link in self._links.values())
+
     def latency_s(self) -> float:
         """One draw of how long a frame travels."""
         return self._latency_s + (self._rng.random() * self._jitter_s if self._jitter_s else 0.0)

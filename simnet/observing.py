@@ -25,7 +25,7 @@ class Views:
     def __init__(self, world: World, stage: Stage) -> None:
         self.false_positives = 0
         self.convergences: list[Convergence] = []
-        self.agreed_since_s: float | None = 0.0
+        self.changed_s = 0.0
         self._world = world
         self._stage = stage
         self._live: dict[PeerId, int] = {}
@@ -90,6 +90,7 @@ class Views:
 
     def _expect(self, peer: PeerId, what: str) -> None:
         # Overtaken by the next change, an older one is no longer waited for.
+        self.changed_s = trio.current_time()
         self._changes[peer] = _Pending(what, trio.current_time())
         self._arrived(peer)
 
@@ -135,10 +136,7 @@ class Views:
 
     def _settle(self) -> None:
         if self._disagreeing:
-            self.agreed_since_s = None
             return
-        if self.agreed_since_s is None:
-            self.agreed_since_s = trio.current_time()
         for pending in self._heals:
             took_s = trio.current_time() - pending.since_s
             self.convergences.append(Convergence(pending.what, pending.since_s, took_s))

@@ -4,6 +4,7 @@ import time
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from itertools import product
 from typing import Any
 
 import attrs
@@ -68,11 +69,10 @@ def plan_of(scenario: Scenario, seed: int, nodes: int, only: Sequence[int] | Non
     for number, meant in enumerate(scenario.faults):
         rng = part_rng(seed, "faults", number)
         hosts = select(meant.hosts, nodes, regions, rng) if meant.hosts else ()
-        if not meant.spread_s:
-            faults.append(Fault(meant.at_s, meant.kind, hosts, meant.for_s, meant.value))
-        for place, host in enumerate(hosts if meant.spread_s else ()):
-            at_s = meant.at_s + meant.spread_s * place / len(hosts)
-            faults.append(Fault(round(at_s, 3), meant.kind, (host,), meant.for_s, meant.value))
+        groups = [(host,) for host in hosts] if meant.spread_s else [hosts]
+        for time_no, (place, group) in product(range(meant.times), enumerate(groups)):
+            at_s = meant.at_s + time_no * meant.every_s + meant.spread_s * place / len(groups)
+            faults.append(Fault(round(at_s, 3), meant.kind, group, meant.for_s, meant.value))
     if (drawn := scenario.drawn) is not None:
         numbers = range(1, nodes + 1)
         faults += draw(seed, numbers, drawn.from_s, drawn.until_s, drawn.kinds, drawn.per_minute)

@@ -18,6 +18,7 @@ from node.errors import UsageError
 from protocols.names import InvalidName, ModelName
 from protocols.options import option
 from simnet.faults import KINDS, check_fault
+from simnet.plans import SWIZZLE
 from simnet.selecting import check_selector
 
 FILE_SIZE_BYTES_MAX = 1 << 20
@@ -80,6 +81,8 @@ class FaultMeant:
     spread_s: float = option(
         0.0, unit="s", minimum=0, maximum=HOURS_MAX_S, help="one host after the other, over this time"
     )
+    times: int = option(1, minimum=1, maximum=1000, help="how often")
+    every_s: float = option(0.0, unit="s", minimum=0, maximum=HOURS_MAX_S, help="how long from one time to the next")
 
 
 @attrs.frozen
@@ -230,7 +233,6 @@ def _config(value: object, origin: Origin) -> HerdConfig:
 
 def _check(scenario: Scenario, origin: Origin) -> None:
     """What no single field can say."""
-    made = [model.name for model in scenario.models]
     for number, model in enumerate(scenario.models, 1):
         try:
             ModelName.parse(model.name)
@@ -239,17 +241,27 @@ def _check(scenario: Scenario, origin: Origin) -> None:
         check_selector(origin, f"models[{number}].hosts", model.hosts)
         if not (model.size_bytes or model.base_size_bytes):
             raise refuse(origin, f"models[{number}].size_bytes", model.size_bytes, "a model has bytes")
+    made = [model.name for model in scenario.models]
     for key, wishes in (("pulls", scenario.pulls), ("removals", scenario.removals)):
         for number, wish in enumerate(wishes, 1):
             check_selector(origin, f"{key}[{number}].hosts", wish.hosts)
             if wish.model not in made:
                 raise refuse(origin, f"{key}[{number}].model", wish.model, f"one of {', '.join(made) or 'no model'}")
+    _check_faults(scenario, origin)
+
+
+def _check_faults(scenario: Scenario, origin: Origin) -> None:
+    disk_size_bytes = scenario.surface.disk_size_bytes
     for number, fault in enumerate(scenario.faults, 1):
-        check_fault(origin, f"faults[{number}]", fault.kind, fault.hosts, fault.value, scenario.surface.disk_size_bytes)
-    if scenario.drawn is not None:
-        for kind in scenario.drawn.kinds:
-            if kind not in KINDS and kind != "swizzle":
-                known = nearest(kind, [*KINDS, "swizzle"])
-                raise refuse(origin, "drawn.kinds", kind, known)
-        if scenario.drawn.until_s <= scenario.drawn.from_s:
-            raise refuse(origin, "drawn.until_s", scenario.drawn.until_s, "after drawn.from_s")
+        if fault.times > 1 and not 0 < fault.for_s < fault.every_s:
+            raise refuse(origin, f"faults[{number}].every_s", fault.every_s, "longer than for_s, where times is over 1")
+        check_fault(origin, f"faults[{number}]", fault.kind, fault.hosts, fault.value, disk_size_bytes)
+    if (drawn := scenario.drawn) is None:
+        return
+    for kind in drawn.kinds:
+        if kind != SWIZZLE:
+            check_fault(origin, "drawn.kinds", kind, "all", 0.0, disk_size_bytes)
+    if not drawn.kinds:
+        raise refuse(origin, "drawn.kinds", [], "at least one kind of fault")
+    if drawn.until_s <= drawn.from_s:
+        raise refuse(origin, "drawn.until_s", drawn.until_s, "after drawn.from_s")

@@ -165,6 +165,10 @@ class World:
         """The nodes that run now, by the number of their host."""
         return {number: host.node for number, host in self.hosts.items() if host.node is not None}
 
+    def lives(self) -> list[trio.lowlevel.Task]:
+        """The tasks that the running nodes' lives are, each with all its own below it; in no order."""
+        return [task for task in self._nursery.child_tasks if task.coro.cr_code is World._live.__code__]
+
     async def _live(
         self, host: Host, bootstrap: list[str], *, task_status: trio.TaskStatus[Node] = trio.TASK_STATUS_IGNORED
     ) -> None:

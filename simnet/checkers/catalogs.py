@@ -1,0 +1,46 @@
+"""Catalogs converge: every live node sees the same heads of the same names, and the same holders."""
+
+import trio
+
+from protocols.ids import Digest
+from simnet.checkers.checker import Quiet, Seen, Violated
+from simnet.world import Node
+
+
+class CatalogsConverge(Quiet):
+    """Looks at the end, when the mesh had time to settle. A node that follows nobody is left out."""
+
+    name = "catalogs converge"
+
+    def begin(self, seen: Seen) -> None:
+        """Remember where to look."""
+        self._seen = seen
+
+    async def end(self) -> None:
+        """Compare every node's catalog with the first one's."""
+        await trio.lowlevel.checkpoint()
+        world = self._seen.world
+        if self._seen.stage.parted or world.options.config.catalog.follow != "all":
+            return
+        known = {world.hosts[number].name: _catalog(node, self._digests()) for number, node in world.running().items()}
+        if not known:
+            return
+        first, wanted = next(iter(known.items()))
+        for name, catalog in known.items():
+            for key in {**wanted, **catalog}:
+                mine, theirs = catalog.get(key, "nothing"), wanted.get(key, "nothing")
+                if mine != theirs:
+                    raise Violated(self.name, f"of {key} {name} knows {mine}, {first} knows {theirs}")
+
+    def _digests(self) -> list[Digest]:
+        return [model.digest for model in self._seen.workload.models.values()]
+
+
+def _catalog(node: Node, digests: list[Digest]) -> dict[str, str]:
+    catalog = node.services.catalog
+    heads = {name: ", ".join(sorted(head.id().hex()[:12] for head in catalog.heads(name))) for name in catalog.names()}
+    holders = {
+        f"the holders of {digest}": ", ".join(f"{peer[-6:]} {state}" for peer, state in catalog.providers(digest))
+        for digest in digests
+    }
+    return {**heads, **holders}
