@@ -1,235 +1,338 @@
-"""Blobs in memory: the twin of the store's, with the faults a test asks for."""
+"""Blobs on a simulated disk: the twin of the store's, in its order, with the faults a test asks for."""
 
 import hashlib
+import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-import attrs
 import trio
 from blake3 import blake3
 
-from node.ports import BlobMissing, StoreError
+from node.ports import BlobMissing, PartialBlob, StoreError
+from node.store.blobs import SMALL_BLOB_BYTES
+from node.store.config import StoreConfig
 from protocols.bits import Bits
 from protocols.errors import LocalProtocolError, RemoteProtocolError
-from protocols.ids import Digest, digest_of
+from protocols.ids import Digest
 from protocols.recipe.recipe import Recipe
+from simnet.disk import SimDisk
+from simnet.files import SimFile
+from simnet.partials import MemoryPartial, MemoryReception, WholeReception
+from simnet.stock import (
+    INDEX,
+    LAYOUT,
+    StoredPartial,
+    Whole,
+    chunks_here,
+    commit,
+    cut,
+    explained,
+    take_stock,
+)
 
+__all__ = ["RESERVE_FREE_BYTES", "MemoryBlobs", "cut"]
 
-def cut(data: bytes, chunk_size_bytes: int) -> Recipe:
-    """The recipe of bytes cut at a fixed size."""
-    chunks = [data[offset : offset + chunk_size_bytes] for offset in range(0, len(data), chunk_size_bytes)]
-    hashes = b"".join(blake3(chunk).digest() for chunk in chunks)
-    sizes = tuple(len(chunk) for chunk in chunks)
-    return Recipe(digest_of(data), len(data), f"fixed-{chunk_size_bytes}", sizes, hashes)
-
-
-@attrs.define
-class _Whole:
-    recipe: Recipe
-    data: bytearray
-    bits: Bits
-
-
-class _Partial:
-    """A blob being received, and how many receive it now."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
-        self.receivers = 0
-        self.data = bytearray(recipe.size_bytes)
-        self.bits = Bits(len(recipe))
-        self.durable = Bits(len(recipe))
-
-    def chunk(self, index: int) -> bytes:
-        offset = self.recipe.offset_bytes(index)
-        return bytes(self.data[offset : offset + self.recipe.sizes_bytes[index]])
-
-    def put(self, index: int, data: bytes | memoryview) -> None:
-        offset = self.recipe.offset_bytes(index)
-        self.data[offset : offset + len(data)] = data
-        self.bits.add(index)
-
-    def held_bytes(self) -> int:
-        return sum(self.recipe.sizes_bytes[index] for index in self.bits)
-
-    def recut(self, recipe: Recipe) -> "_Partial":
-        """What is here under another recipe of the same blob: the chunks whose every byte is held and right."""
-        held = bytearray(self.recipe.size_bytes)
-        for index in self.bits:
-            offset, size = self.recipe.offset_bytes(index), self.recipe.sizes_bytes[index]
-            held[offset : offset + size] = b"\1" * size
-        other = _Partial(recipe)
-        for index in range(len(recipe)):
-            offset, size = recipe.offset_bytes(index), recipe.sizes_bytes[index]
-            chunk = bytes(self.data[offset : offset + size])
-            if all(held[offset : offset + size]) and blake3(chunk).digest() == recipe.chunk_hash(index):
-                other.put(index, chunk)
-        other.durable = other.bits.copy()
-        return other
-
-
-class MemoryReception:
-    """One receiver's hold on a blob that comes in: `node.ports.PartialBlob`."""
-
-    def __init__(self, blobs: "MemoryBlobs", partial: _Partial) -> None:
-        self.recipe = partial.recipe
-        self.copied_bytes = 0
-        self._blobs = blobs
-        self._partial = partial
-        self._closed = False
-        partial.receivers += 1
-
-    def held(self) -> Bits:
-        """The live set of chunks written so far, by whomever."""
-        return self._partial.bits
-
-    def hashed_bytes(self) -> int:
-        """What stands before the first missing chunk: memory needs no time to hash it."""
-        first = next(self._partial.bits.missing(), None)
-        return self.recipe.size_bytes if first is None else self.recipe.offset_bytes(first)
-
-    async def write(self, index: int, data: bytes | memoryview) -> None:
-        """Store one chunk. RemoteProtocolError for wrong bytes, StoreError when the disk is full."""
-        if not 0 <= index < len(self.recipe):
-            raise RemoteProtocolError(f"{self.recipe.digest} has no chunk {index}")
-        await self._blobs.wait(self._blobs.write_delay_s)
-        if len(data) != self.recipe.sizes_bytes[index] or blake3(data).digest() != self.recipe.chunk_hash(index):
-            raise RemoteProtocolError(f"chunk {index} of {self.recipe.digest} does not match its BLAKE3")
-        if index not in self._partial.bits:
-            self._blobs.take_space(len(data))
-            self._partial.put(index, data)
-
-    async def finish(self) -> None:
-        """Check the whole blob and make it servable; RemoteProtocolError when the recipe was a lie."""
-        await self._blobs.wait(self._blobs.write_delay_s)
-        if not self._partial.bits.complete():
-            raise StoreError(f"{self.recipe.digest} still lacks {sum(1 for _ in self._partial.bits.missing())} chunks")
-        self._blobs.conclude(self._partial)
-
-    async def close(self) -> None:
-        """Make what is held durable and let go; idempotent."""
-        await self._blobs.wait(0)
-        if not self._closed:
-            self._closed = True
-            self._partial.receivers -= 1
-        self._partial.durable = self._partial.bits.copy()
+RESERVE_FREE_BYTES = 64 * 1024
+"""What no blob is given, as `store.reserve_free_bytes`: manifests and the index need room too."""
 
 
 class MemoryBlobs:
-    """Implements `node.ports.Blobs`. Delays pass on Trio's clock; `capacity_bytes` is the size of the disk,
-    and `reads_at_once` makes its readers share it."""
+    """Implements `node.ports.Blobs`. Delays pass on Trio's clock, beside those of the disk itself;
+    `capacity_bytes` is what blobs may take of a disk of its own, and `reads_at_once` makes its readers share it."""
 
     def __init__(
         self,
         *,
+        disk: SimDisk | None = None,
         chunk_size_bytes: int = 4 * 1024 * 1024,
         capacity_bytes: int | None = None,
         read_delay_s: float = 0.0,
         write_delay_s: float = 0.0,
         reads_at_once: float = float("inf"),
+        config: StoreConfig | None = None,
     ) -> None:
+        size_bytes = None if capacity_bytes is None else capacity_bytes + RESERVE_FREE_BYTES
+        self.disk = disk if disk is not None else SimDisk(random.Random(0), size_bytes=size_bytes)
         self.chunk_size_bytes = chunk_size_bytes
+        self.config = config if config is not None else StoreConfig()
         self.read_delay_s = read_delay_s
         self.write_delay_s = write_delay_s
         self.reads: list[tuple[Digest, int]] = []
         self.kept: Counter[Digest] = Counter()
         self.on_read: Callable[[Digest, int], object] | None = None
-        self._free_bytes = capacity_bytes
         self._reading = trio.CapacityLimiter(reads_at_once)
-        self._whole: dict[Digest, _Whole] = {}
-        self._partial: dict[Digest, _Partial] = {}
+        self._opening = trio.Lock()
+        self._open: dict[Digest, MemoryPartial] = {}
+        self._whole, self._stored = take_stock(self.disk, chunk_size_bytes)
+        self._left = dict.fromkeys(self._stored)
+        """Partial blobs of an earlier process that nobody resumed yet."""
+
+    # -- what a start finds
+
+    def crash(self, *, power_lost: bool = True) -> "MemoryBlobs":
+        """The store as a restarted process finds it; this one's disk serves nobody any more."""
+        return self.restarted(self.disk.crash(power_lost=power_lost))
+
+    def restarted(self, disk: SimDisk) -> "MemoryBlobs":
+        """A store of the same settings on what became of the disk."""
+        return MemoryBlobs(
+            disk=disk,
+            chunk_size_bytes=self.chunk_size_bytes,
+            read_delay_s=self.read_delay_s,
+            write_delay_s=self.write_delay_s,
+            reads_at_once=self._reading.total_tokens,
+            config=self.config,
+        )
+
+    # -- reading
 
     async def recipe(self, digest: Digest) -> Recipe:
-        """The recipe of a whole or partial blob; BlobMissing when there is none."""
+        """The recipe of a whole blob or of one being received; BlobMissing when there is none."""
         await self.wait(0)
-        found = self._whole.get(digest) or self._partial.get(digest)
+        found = self._open.get(digest) or self._whole.get(digest)
         if found is None:
             raise BlobMissing(f"{digest} is not here")
         return found.recipe
 
     def held(self, digest: Digest) -> Bits | None:
         """The live set of chunks that can be served."""
-        if digest in self._whole:
-            return self._whole[digest].bits
-        return self._partial[digest].bits if digest in self._partial else None
+        found = self._open.get(digest) or self._whole.get(digest)
+        return None if found is None else found.bits
 
     async def read(self, digest: Digest, index: int, buffer: memoryview) -> int:
         """One chunk as it stands here, into the buffer; BlobMissing when it does not."""
         async with self._reading:
             await self.wait(self.read_delay_s)
+            await self.disk.pause(len(buffer))
         if self.on_read is not None:
             self.on_read(digest, index)
-        held = self.held(digest)
-        if held is None or index not in held:
+        found = self._open.get(digest) or self._whole.get(digest)
+        if found is None or index not in found.bits:
             raise BlobMissing(f"chunk {index} of {digest} is not here")
         self.reads.append((digest, index))
-        whole = self._whole.get(digest)
-        found = self._partial[digest] if whole is None else whole
         size_bytes = found.recipe.sizes_bytes[index]
         if len(buffer) < size_bytes:
             raise LocalProtocolError(f"chunk {index} of {digest} has {size_bytes} bytes, the buffer {len(buffer)}")
-        offset = found.recipe.offset_bytes(index)
-        buffer[:size_bytes] = found.data[offset : offset + size_bytes]
+        with explained(f"read chunk {index} of", LAYOUT.whole_blob(digest)):
+            buffer[:size_bytes] = self.disk.read(found.file, found.recipe.offset_bytes(index), size_bytes)
         return size_bytes
 
-    async def receive(self, recipe: Recipe, on_copied: Callable[[int], None] | None = None) -> MemoryReception:
+    # -- receiving
+
+    async def receive(self, recipe: Recipe, on_copied: Callable[[int], None] | None = None) -> PartialBlob:
         """Begin, resume or join. StoreError when the disk has no room.
 
         The recipe that counts is that of what is given back: a whole blob keeps its own, and who joins other
         receivers works under theirs. With no receiver, what is here is cut anew, and what other blobs have is copied.
         """
         await self.wait(0)
-        whole = self._whole.get(recipe.digest)
-        if whole is not None:
-            complete = _Partial(whole.recipe)
-            complete.data, complete.bits = whole.data, whole.bits
-            return MemoryReception(self, complete)
-        partial = self._partial.get(recipe.digest)
-        if partial is not None and not partial.receivers and partial.recipe != recipe:
-            recut = partial.recut(recipe)
-            self._discard(partial)
-            self.take_space(recut.held_bytes())
-            partial = self._partial[recipe.digest] = recut
-        if partial is None:
-            self._check_room(recipe.size_bytes, recipe.digest)
-            partial = self._partial[recipe.digest] = _Partial(recipe)
-        reception = MemoryReception(self, partial)
-        if partial.receivers == 1:
-            self._copy_into(partial, reception, on_copied)
+        digest = recipe.digest
+        async with self._opening:
+            whole = self._whole.get(digest)
+            if whole is not None:
+                return WholeReception(self, whole.recipe, whole.bits, self._use(digest))
+            partial = self._open.get(digest)
+            if partial is None:
+                partial = self._open[digest] = await self._open_one(recipe)
+            partial.receivers += 1
+            joined = partial.receivers > 1
+            reception = MemoryReception(self, partial, self._use(digest))
+        try:
+            if joined:
+                await partial.filled.wait()
+            else:
+                reception.copied_bytes = await self._copy_into(partial, on_copied)
+        except BaseException:
+            partial.filled.set()
+            await reception.close()
+            raise
+        partial.filled.set()
         return reception
 
-    def _copy_into(
-        self, partial: _Partial, reception: MemoryReception, on_copied: Callable[[int], None] | None
-    ) -> None:
-        """What other blobs have of this one, where it is still what its hash says."""
-        recipe = partial.recipe
-        sources: list[_Whole | _Partial] = [*self._whole.values(), *self._partial.values()]
+    def _use(self, digest: Digest) -> Callable[[], object]:
+        self.kept[digest] += 1
+        return lambda: self.kept.subtract([digest])
+
+    async def _open_one(self, recipe: Recipe) -> MemoryPartial:
+        digest, path = recipe.digest, LAYOUT.partial_blob(recipe.digest)
+        stored = self._stored.get(digest)
+        with explained("make room for", path):
+            file = self.disk.file(path)
+        if stored is not None and file is not None and stored.recipe != recipe:
+            self._left.pop(digest, None)
+            bits = chunks_here(file, stored, recipe)
+            # The row goes over to the new recipe before anything is written under it.
+            stored = StoredPartial(recipe, bits)
+            await commit(self.disk, {("partial", digest): stored}, durable=True)
+            self._stored[digest] = stored
+        self._check_room(recipe.size_bytes - (file.charged_bytes() if file is not None else 0), digest)
+        with explained("make room for", path):
+            if file is None:
+                file = self.disk.make(path, recipe.size_bytes)
+            self.disk.reserve(file, recipe.size_bytes)
+            opened = self.disk.open(file)
+        partial = MemoryPartial(self.disk, path, opened, recipe)
+        partial.sync_interval_bytes = self.config.sync_interval_bytes
+        partial.sync_interval_s = self.config.sync_interval_s
+        if stored is not None:
+            partial.resume(stored)
+        if digest in self._left:
+            del self._left[digest]
+            partial.reclaim()
+        return partial
+
+    async def _copy_into(self, partial: MemoryPartial, on_copied: Callable[[int], None] | None) -> int:
+        """What other blobs have of this one, where it is still what its hash says; how many bytes."""
+        recipe, copied_bytes = partial.recipe, 0
+        if len(recipe) <= 1:
+            return 0
         here = {
-            source.recipe.chunk_hash(index): (source, index)
-            for source in sources
-            if source is not partial and len(source.recipe) > 1
-            for index in source.bits
+            source_recipe.chunk_hash(index): (file, source_recipe.offset_bytes(index))
+            for source_recipe, file, bits in self._sources(partial)
+            if len(source_recipe) > 1
+            for index in bits
         }
-        for index in partial.bits.missing() if len(recipe) > 1 else ():
+        for index in list(partial.bits.missing()) if here else ():
             if recipe.chunk_hash(index) not in here:
                 continue
-            source, place = here[recipe.chunk_hash(index)]
-            offset = source.recipe.offset_bytes(place)
-            chunk = bytes(source.data[offset : offset + recipe.sizes_bytes[index]])
+            file, offset = here[recipe.chunk_hash(index)]
+            chunk = file.content.read(offset, recipe.sizes_bytes[index])
             if blake3(chunk).digest() == recipe.chunk_hash(index):
-                self.take_space(len(chunk))
+                await self.disk.pause(len(chunk))
                 partial.put(index, chunk)
-                reception.copied_bytes += len(chunk)
+                copied_bytes += len(chunk)
                 if on_copied is not None:
-                    on_copied(reception.copied_bytes)
+                    on_copied(copied_bytes)
+                await partial.keep_pace()
+        return copied_bytes
+
+    def _sources(self, partial: MemoryPartial) -> Iterator[tuple[Recipe, SimFile, Bits]]:
+        for whole in self._whole.values():
+            yield whole.recipe, whole.file, whole.bits
+        for recipe, file, bits in self.unfinished():
+            if file is not partial.file:
+                yield recipe, file, bits
+
+    def unfinished(self) -> Iterator[tuple[Recipe, SimFile, Bits]]:
+        """What is held of blobs that are received now, and what is durable of those that wait to be resumed."""
+        for other in self._open.values():
+            yield other.recipe, other.file, other.bits
+        for digest, stored in self._stored.items():
+            file = self.disk.file(LAYOUT.partial_blob(digest))
+            if digest not in self._open and file is not None:
+                yield stored.recipe, file, stored.bits
+
+    async def let_go(self, partial: MemoryPartial) -> None:
+        """One receiver less; the last one makes it durable and closes it."""
+        partial.receivers -= 1
+        digest = partial.recipe.digest
+        if partial.receivers or self._open.get(digest) is not partial:
+            return
+        try:
+            await partial.sync()
+        finally:
+            async with self._opening:
+                # Somebody may have joined, or thrown it away, while the sync waited.
+                if not partial.receivers and self._open.get(digest) is partial:
+                    self._close(partial)
+
+    def _close(self, partial: MemoryPartial) -> None:
+        digest = partial.recipe.digest
+        del self._open[digest]
+        partial.end(f"{partial.path} is no longer being received")
+        self.disk.give_back(partial.file)
+        if partial.durable is not None:
+            bits = Bits.from_bytes(len(partial.recipe), partial.durable)
+            self._stored[digest] = StoredPartial(partial.recipe, bits)
+        elif not self.disk.dead:
+            self.disk.unlink(partial.path)
+
+    async def finish(self, partial: MemoryPartial) -> None:
+        """Check a complete partial blob and move it among the whole ones; once, however many ask."""
+        async with partial.lock:
+            if partial.whole:
+                return
+            if not partial.bits.complete():
+                lacking = len(partial.recipe) - len(partial.bits)
+                raise StoreError(f"{partial.recipe.digest} still lacks {lacking} chunks")
+            if partial.recipe.size_bytes > SMALL_BLOB_BYTES:
+                await partial.sync_data()
+            if not self.is_the_blob(partial):
+                with trio.CancelScope(shield=True):
+                    await self._throw_away(partial)
+            with trio.CancelScope(shield=True):
+                await self._conclude(partial)
+
+    def is_the_blob(self, partial: MemoryPartial) -> bool:
+        """Whether the SHA-256 of what stands in a complete partial file is the blob's."""
+        if partial.problem is not None:
+            raise StoreError(partial.problem)
+        hasher = hashlib.sha256()
+        for _, piece in partial.file.pieces():
+            hasher.update(piece)
+        return f"sha256:{hasher.hexdigest()}" == partial.recipe.digest
+
+    async def _throw_away(self, partial: MemoryPartial) -> None:
+        """Whose fault was it? What rotted here is fetched again; a recipe that lied goes with its chunks."""
+        digest, recipe = partial.recipe.digest, partial.recipe
+        good = chunks_here(partial.file, StoredPartial(recipe, partial.bits), recipe)
+        if not good.complete():
+            problem = (
+                f"{len(recipe) - len(good)} chunks of {digest} do not stand in {partial.path} as they were written"
+            )
+            await partial.save_bits(good)
+            self._open.pop(digest, None)
+            self._stored[digest] = StoredPartial(recipe, good)
+            partial.end(problem)
+            self.disk.give_back(partial.file)
+            raise StoreError(problem)
+        problem = f"the chunks of {digest} make another blob: its recipe was a lie"
+        self._open.pop(digest, None)
+        self._stored.pop(digest, None)
+        partial.end(problem)
+        await commit(self.disk, {("partial", digest): None})
+        with explained("remove", partial.path):
+            self.disk.unlink(partial.path)
+        raise RemoteProtocolError(problem)
+
+    async def _conclude(self, partial: MemoryPartial) -> None:
+        """Synced, renamed, and only then known as whole."""
+        recipe, digest = partial.recipe, partial.recipe.digest
+        target = LAYOUT.whole_blob(digest)
+        with explained("keep", partial.path):
+            await self.disk.sync(self.disk.open(partial.file))
+            self.disk.rename(partial.path, target)
+            if recipe.size_bytes > SMALL_BLOB_BYTES:
+                await self.disk.sync_names()
+        partial.whole = True
+        self._open.pop(digest, None)
+        self._stored.pop(digest, None)
+        partial.end(f"{digest} is whole")
+        self.disk.give_back(partial.file)
+        self._whole[digest] = Whole(recipe, partial.file, Bits.full(len(recipe)))
+        changes: dict[object, object] = {("file", partial.file.number): digest, ("recipe", digest): recipe}
+        if partial.durable is not None:
+            changes["partial", digest] = None
+        await commit(self.disk, changes)
+
+    # -- what tests and people do
 
     def add(self, data: bytes, *, recipe: Recipe | None = None) -> Digest:
-        """Put a verified blob here. Another recipe than the true one makes this store a liar."""
+        """Put a verified blob here, durable. Another recipe than the true one makes this store a liar."""
         recipe = recipe or cut(data, self.chunk_size_bytes)
-        self.take_space(len(data))
-        self._whole[recipe.digest] = _Whole(recipe, bytearray(data), Bits.full(len(recipe)))
-        return recipe.digest
+        digest = recipe.digest
+        view = memoryview(data)
+        pieces = [
+            self.disk.kept_once(view[offset : offset + size], recipe.chunk_hash(index))
+            for index, size in enumerate(recipe.sizes_bytes)
+            for offset in (recipe.offset_bytes(index),)
+        ]
+        with explained("write", LAYOUT.blob(digest)):
+            file = self.disk.put(LAYOUT.blob(digest), pieces)
+        self.disk.records(INDEX).live.update({("file", file.number): digest, ("recipe", digest): recipe})
+        self._whole[digest] = Whole(recipe, file, Bits.full(len(recipe)))
+        return digest
 
     @contextmanager
     def keep(self, sizes_bytes: Mapping[Digest, int]) -> Iterator[None]:
@@ -243,67 +346,52 @@ class MemoryBlobs:
             self.kept.subtract(kept)
 
     def remove(self, digest: Digest) -> None:
-        """Delete a blob and what was received of it."""
+        """Delete a whole blob; what others still receive of it stays."""
         self._whole.pop(digest, None)
-        self._partial.pop(digest, None)
+        for path in LAYOUT.candidates(digest):
+            self.disk.unlink(path)
+
+    def place(self, digest: Digest) -> None:
+        """Give a whole blob its final name beside the one it waits under."""
+        final, waiting = LAYOUT.blob(digest), LAYOUT.whole_blob(digest)
+        with explained("place", final):
+            if self.disk.file(final) is None:
+                self.disk.link(waiting, final)
 
     def corrupt(self, digest: Digest, offset_bytes: int) -> None:
         """Flip one bit of a whole blob behind the store's back."""
-        self._whole[digest].data[offset_bytes] ^= 1
+        path = next(path for path in LAYOUT.candidates(digest) if self.disk.file(path) is not None)
+        self.disk.rot(path, offset_bytes)
 
     def whole(self, digest: Digest) -> bytes | None:
         """The bytes of a verified blob, or None."""
         found = self._whole.get(digest)
-        return None if found is None else bytes(found.data)
+        return None if found is None else found.file.content.read(0, found.file.size_bytes)
+
+    def is_rotten(self, digest: Digest) -> bool:
+        """Whether a test flipped bits of a whole blob."""
+        found = self._whole.get(digest)
+        return found is not None and found.file.rotten
 
     def digests(self) -> list[Digest]:
         """The whole blobs that are here."""
         return list(self._whole)
 
+    def stored(self, digest: Digest) -> Bits | None:
+        """Which chunks of a partial blob were durable when somebody last let go of it, or when this store began."""
+        found = self._stored.get(digest)
+        return None if found is None else found.bits
+
     def free_disk_bytes(self) -> int:
         """What may still be written; a disk without a size has a terabyte left."""
-        return 10**12 if self._free_bytes is None else self._free_bytes
-
-    def crash(self) -> "MemoryBlobs":
-        """The store as a restarted process finds it: whole blobs, and of partial ones what was durable."""
-        after = MemoryBlobs(chunk_size_bytes=self.chunk_size_bytes)
-        after._free_bytes = self._free_bytes
-        after._whole = dict(self._whole)
-        for digest, partial in self._partial.items():
-            left = after._partial[digest] = _Partial(partial.recipe)
-            for index in partial.durable:
-                left.put(index, partial.chunk(index))
-            left.durable = left.bits.copy()
-        return after
+        return max(0, self.disk.free_bytes() - RESERVE_FREE_BYTES)
 
     async def wait(self, delay_s: float) -> None:
         """A checkpoint that takes this long."""
         await trio.sleep(delay_s)
 
-    def take_space(self, size_bytes: int) -> None:
-        """Use up disk; StoreError when it is full."""
-        if self._free_bytes is not None:
-            self._check_room(size_bytes, None)
-            self._free_bytes -= size_bytes
-
-    def conclude(self, partial: _Partial) -> None:
-        """A complete partial becomes a whole blob, or is thrown away with RemoteProtocolError."""
-        recipe = partial.recipe
-        if recipe.digest in self._whole:
-            return
-        if "sha256:" + hashlib.sha256(partial.data).hexdigest() != recipe.digest:
-            self._discard(partial)
-            raise RemoteProtocolError(f"the chunks of {recipe.digest} make another blob")
-        self._partial.pop(recipe.digest, None)
-        self._whole[recipe.digest] = _Whole(recipe, partial.data, partial.bits)
-
-    def _discard(self, partial: _Partial) -> None:
-        if self._partial.get(partial.recipe.digest) is partial:
-            del self._partial[partial.recipe.digest]
-            if self._free_bytes is not None:
-                self._free_bytes += partial.held_bytes()
-
     def _check_room(self, size_bytes: int, digest: Digest | None) -> None:
-        if self._free_bytes is not None and size_bytes > self._free_bytes:
+        free_bytes = self.free_disk_bytes()
+        if size_bytes > free_bytes:
             what = digest or f"{size_bytes} bytes"
-            raise StoreError(f"no room for {what}: {size_bytes - self._free_bytes} bytes are missing; free some")
+            raise StoreError(f"no room for {what}: {size_bytes - free_bytes} bytes are missing; free some")

@@ -85,7 +85,7 @@ def run(
     from simnet.replaying import replay_command
     from simnet.running import run_scenario
     from simnet.scenario import load_scenario
-    from simnet.showing.progress import ProgressLine
+    from simnet.showing.progress import ProgressLine, keep_nodes_quiet
     from simnet.showing.tables import show_report
     from simnet.trace import Trace
 
@@ -95,6 +95,7 @@ def run(
     replay = replay_command(scenario, seed, nodes, kept)
     _show_options(loaded, seed, nodes, only, to_stderr=as_json)
     told = Trace()
+    keep_nodes_quiet()
     with ProgressLine() as progress:
         report = run_scenario(
             loaded,

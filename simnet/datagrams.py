@@ -7,29 +7,55 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+import attrs
 import trio
+from blake3 import blake3
 
 from node.identity import Identity
 from node.ports import Door
 from protocols.datagram import LIFE_SIZE_BYTES, PAYLOAD_SIZE_BYTES_MAX, DatagramRefused, Sealer
-from protocols.ids import PeerId
+from protocols.ids import PeerId, peer_id_from_public_key
+from simnet.conditions import Conditions, Quality
 
 QUEUE_LENGTH_MAX = 1024
 
 
 class SimDatagramNetwork:
-    """All sockets. `latency_s` is one way, `jitter_s` adds up to that much, `loss` is the share that never arrives."""
+    """All sockets, and what lies between them: `conditions`, by default the three figures given.
 
-    def __init__(self, rng: random.Random, latency_s: float = 0.0, loss: float = 0.0, jitter_s: float = 0.0) -> None:
-        self.loss = loss
+    `latency_s` is one way, `jitter_s` adds up to that much, `loss` is the share that never arrives. Unless `sealed`,
+    the keys of pairs cost no elliptic curve: for worlds so large that making them is most of the work.
+    """
+
+    def __init__(
+        self,
+        rng: random.Random,
+        latency_s: float = 0.0,
+        loss: float = 0.0,
+        jitter_s: float = 0.0,
+        *,
+        conditions: Conditions | None = None,
+        sealed: bool = True,
+    ) -> None:
+        usual = Quality(latency_s=latency_s, jitter_s=jitter_s, loss=loss)
+        self.conditions = conditions if conditions is not None else Conditions(usual)
+        self.conditions.listen(self._release)
         self._rng = rng
-        self._latency_s = latency_s
-        self._jitter_s = jitter_s
+        self._sealer = Sealer if sealed else CheapSealer
         self._sockets: dict[str, SimDatagrams] = {}
-        self._cut: dict[tuple[str, str], None] = {}
+        self._held: dict[tuple[PeerId, PeerId], list[tuple[str, bytes]]] = {}
         self._blocked: dict[str, None] = {}
         self._opened = 0
         self.on_datagram: Callable[[PeerId, PeerId, int], object] | None = None
+
+    @property
+    def loss(self) -> float:
+        """The share of datagrams that never arrives, where nothing else is said."""
+        return self.conditions.usual.loss
+
+    @loss.setter
+    def loss(self, share: float) -> None:
+        self.conditions.usual = attrs.evolve(self.conditions.usual, loss=share)
 
     @asynccontextmanager
     async def datagrams(self, identity: Identity, door: Door) -> AsyncIterator["SimDatagrams"]:
@@ -38,7 +64,7 @@ class SimDatagramNetwork:
         number = self._opened
         address = f"/ip4/10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}/udp/4701"
         # The sequence begins anew above that of every earlier life, as the wall clock does it for real sockets.
-        sealer = Sealer(
+        sealer = self._sealer(
             identity.seed, identity.public_key, door.datagram_key, number << 32, self._rng.randbytes(LIFE_SIZE_BYTES)
         )
         self._sockets[address] = SimDatagrams(self, identity.peer_id, address, sealer)
@@ -48,12 +74,12 @@ class SimDatagramNetwork:
             del self._sockets[address]
 
     def cut(self, one: PeerId, other: PeerId) -> None:
-        """Nothing passes between two peers from now on."""
-        self._cut[min(one, other), max(one, other)] = None
+        """No datagram passes between two peers from now on."""
+        self.conditions.partition([one], [other], streams=False)
 
     def mend(self, one: PeerId, other: PeerId) -> None:
         """Undo a cut."""
-        self._cut.pop((min(one, other), max(one, other)), None)
+        self.conditions.repair([one], [other], streams=False)
 
     def block(self, peer: PeerId) -> None:
         """No datagram from or to a peer passes, as behind a firewall that drops UDP."""
@@ -66,15 +92,38 @@ class SimDatagramNetwork:
     def carry(self, sender: PeerId, address: str, datagram: bytes) -> None:
         """Let raw bytes travel; whoever receives at the address judges them."""
         receiver = self._sockets.get(address)
-        if receiver is None or sender in self._blocked or receiver.peer_id in self._blocked:
+        if receiver is None or (self._blocked and (sender in self._blocked or receiver.peer_id in self._blocked)):
             return
         if self.on_datagram is not None:
             self.on_datagram(sender, receiver.peer_id, len(datagram))
-        pair = (min(sender, receiver.peer_id), max(sender, receiver.peer_id))
-        if pair in self._cut or (self.loss and self._rng.random() < self.loss):
-            return
-        jitter_s = self._rng.random() * self._jitter_s if self._jitter_s else 0.0
-        receiver.arrive(trio.current_time() + self._latency_s + jitter_s, datagram)
+        for delay_s in self.conditions.datagram_delays_s(self._rng, sender, receiver.peer_id):
+            if self.conditions.held(sender, receiver.peer_id):
+                held = self._held.setdefault((sender, receiver.peer_id), [])
+                if len(held) < QUEUE_LENGTH_MAX:
+                    held.append((address, datagram))
+            else:
+                receiver.arrive(trio.current_time() + delay_s, datagram)
+
+    def _release(self) -> None:
+        """Let arrive what is held no longer."""
+        for pair in [each for each in self._held if not self.conditions.held(*each)]:
+            for address, datagram in self._held.pop(pair):
+                receiver = self._sockets.get(address)
+                if receiver is not None and receiver.peer_id not in self._blocked:
+                    receiver.arrive(trio.current_time(), datagram)
+
+
+class CheapSealer(Sealer):
+    """Seals and refuses as the real one does, with keys that anybody could make."""
+
+    def _pair(self, public_key: bytes, *, keep: bool = True) -> tuple[PeerId, bytes]:
+        known = self._keys.get(public_key)
+        if known is None:
+            ends = min(public_key, self._public_key) + max(public_key, self._public_key)
+            known = peer_id_from_public_key(public_key), blake3(self._hint + ends).digest()
+            if keep:
+                self._keep(public_key, *known)
+        return known
 
 
 class SimDatagrams:

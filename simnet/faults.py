@@ -59,7 +59,7 @@ class Stage:
         self.shown: list[FaultShown] = []
         self.lying: dict[int, float] = {}
         self.rotten: dict[tuple[int, Digest], None] = {}
-        self.full: dict[int, int] = {}
+        self.full: dict[int, None] = {}
         self.impaired_until: dict[int, float] = {}
         self.last_disturbed_s = 0.0
         self.parted = 0
@@ -92,39 +92,38 @@ class Stage:
             for number in hosts:
                 nursery.start_soon(self.start, number)
 
-    def separate(self, some: Sequence[int], others: Sequence[int]) -> None:
-        """Nothing passes between two groups; cuts add up, each is undone by a `rejoin`."""
-        for pair in self._pairs(some, others):
-            self._cuts[pair] += 1
-            if self._cuts[pair] == 1:
-                self.world.network.cut(*pair)
-                self.world.datagrams.cut(*pair)
+    def separate(self, some: Sequence[int], others: Sequence[int], *, oneway: bool = False) -> None:
+        """Nothing passes between two groups, or from one to the other; each separation is undone by its `rejoin`."""
+        verb = self.world.conditions.partition_oneway if oneway else self.world.conditions.partition
+        verb(self.peers(some), self.peers(others))
+        self._cuts.update(self._pairs(some, others, oneway))
 
-    def rejoin(self, some: Sequence[int], others: Sequence[int]) -> None:
-        """Undo a `separate`."""
-        for pair in self._pairs(some, others):
-            self._cuts[pair] -= 1
-            if self._cuts[pair] == 0:
-                self.world.network.mend(*pair)
-                self.world.datagrams.mend(*pair)
+    def rejoin(self, some: Sequence[int], others: Sequence[int], *, oneway: bool = False) -> None:
+        """Undo a `separate`; what others of these still cut stays so."""
+        self._cuts.subtract(self._pairs(some, others, oneway))
+        self._cuts = +self._cuts
+        self.world.conditions.repair(self.peers(some), self.peers(others))
+        for sender, receiver in [*self._pairs(some, others), *self._pairs(others, some)] if self._cuts else ():
+            if (sender, receiver) in self._cuts:
+                self.world.conditions.partition_oneway([sender], [receiver])
+
+    def peers(self, hosts: Sequence[int]) -> list[PeerId]:
+        """Their names."""
+        return [self.world.hosts[number].peer for number in hosts]
 
     def others(self, hosts: Sequence[int]) -> list[int]:
         """All hosts but these."""
         return [number for number in self.world.hosts if number not in hosts]
 
-    def _pairs(self, some: Sequence[int], others: Sequence[int]) -> list[tuple[PeerId, PeerId]]:
-        hosts = self.world.hosts
-        return [_ordered(hosts[one].peer, hosts[other].peer) for one, other in product(some, others)]
-
-
-def _ordered(one: PeerId, other: PeerId) -> tuple[PeerId, PeerId]:
-    return (one, other) if one < other else (other, one)
+    def _pairs(self, some: Sequence[int], others: Sequence[int], oneway: bool = True) -> list[tuple[PeerId, PeerId]]:
+        pairs = list(product(self.peers(some), self.peers(others)))
+        return pairs if oneway else pairs + [(other, one) for one, other in pairs]
 
 
 Verb = Callable[[Stage, Fault], Awaitable[None]]
 
 
-@attrs.frozen
+@attrs.frozen(kw_only=True)
 class Kind:
     """What a kind of fault does. `impairs` are the hosts whose death may be believed: none, its own, or all."""
 
@@ -133,7 +132,7 @@ class Kind:
     end: Verb
     impairs: str = "none"
     value: str = ""
-    value_max: float = 0.0
+    values: tuple[float, float] = (0.0, 0.0)
     hostless: bool = False
     needs_disk_size: bool = False
 
@@ -142,9 +141,24 @@ async def _nothing(_stage: Stage, _fault: Fault) -> None:
     await trio.lowlevel.checkpoint()
 
 
+def _at_once(change: Callable[[Stage, Fault], object]) -> Verb:
+    """A verb that takes no time."""
+
+    async def verb(stage: Stage, fault: Fault) -> None:
+        await trio.lowlevel.checkpoint()
+        change(stage, fault)
+
+    return verb
+
+
 async def _crash(stage: Stage, fault: Fault) -> None:
     for number in fault.hosts:
         await stage.world.crash(number)
+
+
+async def _kill(stage: Stage, fault: Fault) -> None:
+    for number in fault.hosts:
+        await stage.world.crash(number, power_lost=False)
 
 
 async def _leave(stage: Stage, fault: Fault) -> None:
@@ -161,55 +175,69 @@ async def _join(stage: Stage, fault: Fault) -> None:
     await stage.start_all(new)
 
 
-async def _part(stage: Stage, fault: Fault) -> None:
-    await trio.lowlevel.checkpoint()
-    stage.separate(fault.hosts, stage.others(fault.hosts))
+def _part(stage: Stage, fault: Fault) -> None:
+    stage.separate(fault.hosts, stage.others(fault.hosts), oneway=fault.kind == "partition_oneway")
 
 
-async def _part_ended(stage: Stage, fault: Fault) -> None:
-    await trio.lowlevel.checkpoint()
-    stage.rejoin(fault.hosts, stage.others(fault.hosts))
+def _part_ended(stage: Stage, fault: Fault) -> None:
+    stage.rejoin(fault.hosts, stage.others(fault.hosts), oneway=fault.kind == "partition_oneway")
 
 
-async def _block(stage: Stage, fault: Fault) -> None:
-    await trio.lowlevel.checkpoint()
+def _hold(stage: Stage, fault: Fault) -> None:
+    stage.world.conditions.hold(stage.peers(fault.hosts), stage.peers(stage.others(fault.hosts)))
+
+
+def _hold_ended(stage: Stage, fault: Fault) -> None:
+    stage.world.conditions.release(stage.peers(fault.hosts), stage.peers(stage.others(fault.hosts)))
+
+
+def _block(stage: Stage, fault: Fault) -> None:
+    for peer in stage.peers(fault.hosts):
+        stage.world.datagrams.block(peer)
+
+
+def _block_ended(stage: Stage, fault: Fault) -> None:
+    for peer in stage.peers(fault.hosts):
+        stage.world.datagrams.unblock(peer)
+
+
+def _slow(stage: Stage, fault: Fault) -> None:
+    stage.world.conditions.slow(stage.peers(fault.hosts), factor=fault.value or 10.0)
+
+
+def _slow_ended(stage: Stage, fault: Fault) -> None:
+    stage.world.conditions.slow(stage.peers(fault.hosts))
+
+
+def _worsen(stage: Stage, fault: Fault) -> None:
+    conditions = stage.world.conditions
+    conditions.usual = attrs.evolve(conditions.usual, **{fault.kind: fault.value})
+
+
+def _worsen_ended(stage: Stage, fault: Fault) -> None:
+    usual = stage.world.options.loss if fault.kind == "loss" else 0.0
+    conditions = stage.world.conditions
+    conditions.usual = attrs.evolve(conditions.usual, **{fault.kind: usual})
+
+
+def _fill(stage: Stage, fault: Fault) -> None:
     for number in fault.hosts:
-        stage.world.datagrams.block(stage.world.hosts[number].peer)
+        stage.world.hosts[number].disk.fill()
+        stage.full[number] = None
 
 
-async def _unblock(stage: Stage, fault: Fault) -> None:
-    await trio.lowlevel.checkpoint()
+def _fill_ended(stage: Stage, fault: Fault) -> None:
     for number in fault.hosts:
-        stage.world.datagrams.unblock(stage.world.hosts[number].peer)
+        stage.world.hosts[number].disk.empty()
+        stage.full.pop(number, None)
 
 
-async def _lose(stage: Stage, fault: Fault) -> None:
-    await trio.lowlevel.checkpoint()
-    stage.world.datagrams.loss = fault.value
-
-
-async def _lose_ended(stage: Stage, _fault: Fault) -> None:
-    await trio.lowlevel.checkpoint()
-    stage.world.datagrams.loss = stage.world.options.loss
-
-
-async def _fill(stage: Stage, fault: Fault) -> None:
-    await trio.lowlevel.checkpoint()
+def _fail_syncs(stage: Stage, fault: Fault) -> None:
     for number in fault.hosts:
-        blobs = stage.world.hosts[number].blobs
-        free_bytes = blobs.free_disk_bytes()
-        stage.full[number] = stage.full.get(number, 0) + free_bytes
-        blobs.take_space(free_bytes)
+        stage.world.hosts[number].disk.fail_syncs(max(1, int(fault.value)))
 
 
-async def _fill_ended(stage: Stage, fault: Fault) -> None:
-    await trio.lowlevel.checkpoint()
-    for number in fault.hosts:
-        stage.world.hosts[number].blobs.take_space(-stage.full.pop(number, 0))
-
-
-async def _rot(stage: Stage, fault: Fault) -> None:
-    await trio.lowlevel.checkpoint()
+def _rot(stage: Stage, fault: Fault) -> None:
     for number in fault.hosts:
         blobs = stage.world.hosts[number].blobs
         digests = sorted(blobs.digests())
@@ -219,31 +247,106 @@ async def _rot(stage: Stage, fault: Fault) -> None:
             stage.rotten[number, digest] = None
 
 
-async def _lie(stage: Stage, fault: Fault) -> None:
-    await trio.lowlevel.checkpoint()
+def _skew(stage: Stage, fault: Fault) -> None:
+    for number in fault.hosts:
+        stage.world.hosts[number].clock_ahead_s = fault.value
+
+
+def _skew_ended(stage: Stage, fault: Fault) -> None:
+    for number in fault.hosts:
+        stage.world.hosts[number].clock_ahead_s = 0.0
+
+
+def _lie(stage: Stage, fault: Fault) -> None:
     stage.lying.update(dict.fromkeys(fault.hosts, fault.value or 1.0))
 
 
-async def _lie_ended(stage: Stage, fault: Fault) -> None:
-    await trio.lowlevel.checkpoint()
+def _lie_ended(stage: Stage, fault: Fault) -> None:
     for number in fault.hosts:
         stage.lying.pop(number, None)
 
 
 KINDS: dict[str, Kind] = {
-    "crash": Kind("the node dies at once; it starts again when that is over", _crash, _start, "hosts"),
-    "leave": Kind("the node is stopped as a person does; it starts again when that is over", _leave, _start, "hosts"),
-    "restart": Kind("as leave", _leave, _start, "hosts"),
-    "join": Kind("new hosts start", _join, _nothing, value="how many", value_max=5000, hostless=True),
-    "partition": Kind("nothing passes between these hosts and all others", _part, _part_ended, "all"),
-    "region_cut": Kind("as partition; say hosts = region N", _part, _part_ended, "all"),
-    "block": Kind("no datagram passes from or to these hosts; streams do", _block, _unblock),
-    "loss": Kind(
-        "this share of all datagrams is lost", _lose, _lose_ended, value="share", value_max=1.0, hostless=True
+    "crash": Kind(help="power fails; the node starts again afterwards", begin=_crash, end=_start, impairs="hosts"),
+    "kill": Kind(help="the process dies; it starts again afterwards", begin=_kill, end=_start, impairs="hosts"),
+    "leave": Kind(help="stopped as a person does; started again", begin=_leave, end=_start, impairs="hosts"),
+    "restart": Kind(help="as leave", begin=_leave, end=_start, impairs="hosts"),
+    "join": Kind(help="new hosts start", begin=_join, end=_nothing, value="how many", values=(0, 5000), hostless=True),
+    "partition": Kind(
+        help="nothing passes between these hosts and all others",
+        begin=_at_once(_part),
+        end=_at_once(_part_ended),
+        impairs="all",
     ),
-    "disk_full": Kind("somebody else fills the disk", _fill, _fill_ended, needs_disk_size=True),
-    "bit_rot": Kind("bits flip in whole blobs at rest", _rot, _nothing, value="how many bits", value_max=1e6),
-    "lying_peer": Kind("chunks are served wrong", _lie, _lie_ended, value="share of chunks, 0 for all", value_max=1.0),
+    "partition_oneway": Kind(
+        help="nothing passes from these hosts to all others",
+        begin=_at_once(_part),
+        end=_at_once(_part_ended),
+        impairs="all",
+    ),
+    "region_cut": Kind(
+        help="as partition, with hosts = region N", begin=_at_once(_part), end=_at_once(_part_ended), impairs="all"
+    ),
+    "hold": Kind(
+        help="what these hosts and all others send each other is kept until the end",
+        begin=_at_once(_hold),
+        end=_at_once(_hold_ended),
+        impairs="all",
+    ),
+    "block": Kind(
+        help="no datagram passes from or to these hosts; streams do",
+        begin=_at_once(_block),
+        end=_at_once(_block_ended),
+    ),
+    "slow_node": Kind(
+        help="all that these hosts send and receive takes longer",
+        begin=_at_once(_slow),
+        end=_at_once(_slow_ended),
+        value="factor, 0 for 10",
+        values=(0, 1e6),
+    ),
+    **{
+        kind: Kind(
+            help=f"of all datagrams, the share of {kind}",
+            begin=_at_once(_worsen),
+            end=_at_once(_worsen_ended),
+            value="share",
+            values=(0, 1),
+            hostless=True,
+        )
+        for kind in ("loss", "duplication", "reordering")
+    },
+    "disk_full": Kind(
+        help="somebody else fills the disk", begin=_at_once(_fill), end=_at_once(_fill_ended), needs_disk_size=True
+    ),
+    "eio": Kind(
+        help="the next syncs to disk fail",
+        begin=_at_once(_fail_syncs),
+        end=_nothing,
+        value="how many",
+        values=(0, 1e6),
+    ),
+    "bit_rot": Kind(
+        help="bits flip in whole blobs at rest",
+        begin=_at_once(_rot),
+        end=_nothing,
+        value="how many bits",
+        values=(0, 1e6),
+    ),
+    "clock_skew": Kind(
+        help="the clock of these hosts is wrong",
+        begin=_at_once(_skew),
+        end=_at_once(_skew_ended),
+        value="seconds ahead",
+        values=(-1e6, 1e6),
+    ),
+    "lying_peer": Kind(
+        help="chunks are served wrong",
+        begin=_at_once(_lie),
+        end=_at_once(_lie_ended),
+        value="share of chunks, 0 for all",
+        values=(0, 1),
+    ),
 }
 
 
@@ -254,8 +357,9 @@ def check_fault(origin: Origin, key: str, kind: str, hosts: str, value: float, d
     known = KINDS[kind]
     if not known.hostless:
         check_selector(origin, f"{key}.hosts", hosts)
-    if not 0 <= value <= known.value_max:
-        wanted = f"{known.value}, 0 to {known.value_max:g}" if known.value else f"{kind} has no measure"
+    least, most = known.values
+    if not least <= value <= most:
+        wanted = f"{known.value}, {least:g} to {most:g}" if known.value else f"{kind} has no measure"
         raise refuse(origin, f"{key}.value", value, wanted)
     if known.needs_disk_size and not disk_size_bytes:
         raise refuse(origin, f"{key}.kind", kind, "only where world.disk_size_bytes says how large disks are")

@@ -1,8 +1,8 @@
 """A network in memory: the twin of the libp2p transport, under any clock of Trio.
 
-Streams carry frames in order with a latency, wait for slow readers as the real ones do, and break as the real ones
-break: when a side aborts, when a node goes, when a cut lasts too long. No task of its own, no real socket, no sleep
-but on Trio's clock.
+Streams carry frames in order, delayed as `Conditions` says, wait for slow readers as the real ones do, and break as the
+real ones break: when a side aborts, when a node goes, when a partition lasts too long. No real socket, no sleep but
+on Trio's clock.
 """
 
 import random
@@ -15,11 +15,12 @@ import trio
 from node.background import open_background
 from node.blame import BlameLedger
 from node.ports import AdmissionError, Door, Stream, StreamHandler, TransportError
-from node.transport.serving import LINGER_S, serve_stream
+from node.transport.serving import serve_stream
 from protocols.errors import LocalProtocolError
-from protocols.framing import frame_header
 from protocols.ids import PeerId, short_peer
-from simnet.pipe import CUT_BREAKS_S, WINDOW_SIZE_BYTES, Pipe
+from simnet.conditions import Conditions, Quality
+from simnet.pipe import WINDOW_SIZE_BYTES, Pipe
+from simnet.stream import SimStream
 from simnet.wire import Lane, Wire
 
 
@@ -28,14 +29,15 @@ class _Link:
     """The connection between two nodes that admit each other, and its streams."""
 
     ends: tuple["SimTransport", "SimTransport"]
-    streams: dict[int, tuple["SimStream", "SimStream"]] = attrs.field(factory=dict)
+    streams: dict[int, tuple[SimStream, SimStream]] = attrs.field(factory=dict)
 
 
 class SimNetwork:
-    """All hosts and links. `latency_s` is one way; `jitter_s` adds up to that much per frame, drawn from `rng`.
+    """All hosts and links, and what lies between them: `conditions`, by default the two figures given.
 
-    `queue_s` is how long the queue before a limited link grows. `send_buffer_bytes` is what a stream may leave with its
-    host when a send returns, `window_size_bytes` what it has unread and on its way besides.
+    `latency_s` is one way; `jitter_s` adds up to that much per frame, drawn from `rng`. `queue_s` is how long the
+    queue before a limited link grows. `send_buffer_bytes` is what a stream may leave with its host when a send returns,
+    `window_size_bytes` what it has unread and on its way besides. Sizes and rates are those of declared bytes.
     """
 
     def __init__(
@@ -44,21 +46,22 @@ class SimNetwork:
         latency_s: float = 0.0,
         jitter_s: float = 0.0,
         *,
+        conditions: Conditions | None = None,
         queue_s: float = 0.1,
         segment_size_bytes: int = 64 * 1024,
         window_size_bytes: int = WINDOW_SIZE_BYTES,
         send_buffer_bytes: int = 256 * 1024,
     ) -> None:
+        usual = Quality(latency_s=latency_s, jitter_s=jitter_s)
+        self.conditions = conditions if conditions is not None else Conditions(usual)
+        self.conditions.listen(self._changed)
         self._rng = rng
         self._queue_s = queue_s
         self._segment_size_bytes = segment_size_bytes
         self._window_size_bytes = window_size_bytes
         self.send_buffer_bytes = send_buffer_bytes
-        self._latency_s = latency_s
-        self._jitter_s = jitter_s
         self._hosts: dict[str, SimTransport] = {}
         self._links: dict[tuple[PeerId, PeerId], _Link] = {}
-        self._cut_since: dict[tuple[PeerId, PeerId], float] = {}
         self._hosts_made = 0
         self._streams_made = 0
         self._mended = trio.Event()
@@ -83,7 +86,8 @@ class SimNetwork:
         number = self._hosts_made
         address = address or f"/ip4/10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}/tcp/4701"
         async with open_background() as nursery:
-            wire = Wire(up_bytes_per_s, down_bytes_per_s, self._queue_s, self._segment_size_bytes)
+            wire = Wire(nursery, up_bytes_per_s, down_bytes_per_s, self._queue_s, self._segment_size_bytes)
+            self._slow(peer_id, wire)
             host = SimTransport(self, peer_id, door, blame, address, nursery, wire)
             self._hosts[address] = host
             try:
@@ -96,14 +100,12 @@ class SimNetwork:
                 wire.close(f"peer {peer_id} is gone")
 
     def cut(self, one: PeerId, other: PeerId) -> None:
-        """Nothing passes between two hosts from now on; their connection breaks when that lasts `CUT_BREAKS_S`."""
-        self._cut_since.setdefault(_pair(one, other), trio.current_time())
-        self._wake_all()
+        """No stream passes between two hosts from now on; their connection breaks when that lasts `CUT_BREAKS_S`."""
+        self.conditions.partition([one], [other], datagrams=False)
 
     def mend(self, one: PeerId, other: PeerId) -> None:
         """What a cut held back arrives now."""
-        self._cut_since.pop(_pair(one, other), None)
-        self._wake_all()
+        self.conditions.repair([one], [other], datagrams=False)
 
     def vanish(self, host: "SimTransport") -> None:
         """A host's process dies here and now: its streams break, and nothing that its tasks still do gets out."""
@@ -115,21 +117,27 @@ class SimNetwork:
         """How many streams there are now."""
         return sum(len(link.streams) for link in self._links.values())
 
-    def latency_s(self) -> float:
+    def delay_s(self, sender: PeerId, receiver: PeerId) -> float:
         """One draw of how long a frame travels."""
-        return self._latency_s + (self._rng.random() * self._jitter_s if self._jitter_s else 0.0)
+        return self.conditions.stream_delay_s(self._rng, sender, receiver)
 
-    def cut_since(self, one: PeerId, other: PeerId) -> float | None:
-        """Since when two hosts are cut off from each other, or None."""
-        return self._cut_since.get(_pair(one, other))
-
-    def _wake_all(self) -> None:
+    def _changed(self) -> None:
+        """Conditions are others now: whoever waits looks again."""
         mended, self._mended = self._mended, trio.Event()
         mended.set()
+        for host in self._hosts.values():
+            self._slow(host.peer_id, host.wire)
         for link in list(self._links.values()):
-            for pair in link.streams.values():
+            for pair in list(link.streams.values()):
                 for stream in pair:
                     stream.wake()
+
+    def _slow(self, peer: PeerId, wire: Wire) -> None:
+        slowness = self.conditions.slowness(peer)
+        wire.slowed = slowness.factor if slowness is not None else 1.0
+
+    def _apart(self, one: PeerId, other: PeerId) -> bool:
+        return not (self.conditions.arrives(one, other) and self.conditions.arrives(other, one))
 
     def _links_of(self, peer: PeerId) -> list[_Link]:
         return [link for pair, link in self._links.items() if peer in pair]
@@ -142,14 +150,15 @@ class SimNetwork:
         link.streams.clear()
 
     async def _travel(self, one: PeerId, other: PeerId, trips: int) -> None:
-        """Wait as long as `trips` messages take; while the link is cut, wait for its mending."""
-        while self.cut_since(one, other) is not None:
+        """Wait as long as `trips` messages to and fro take; while either way is shut or held, wait for its end."""
+        while self._apart(one, other):
             await self._mended.wait()
-        await trio.sleep(sum(self.latency_s() for _ in range(trips)))
+        ways = [(one, other), (other, one)]
+        await trio.sleep(sum(self.delay_s(*ways[trip % 2]) for trip in range(trips)))
 
     async def _connect(self, dialer: "SimTransport", peer: PeerId, addresses: Sequence[str]) -> _Link:
         link = self._links.get(_pair(dialer.peer_id, peer))
-        if link is not None and self.cut_since(dialer.peer_id, peer) is None:
+        if link is not None and not self._apart(dialer.peer_id, peer):
             return link
         await self._travel(dialer.peer_id, peer, 4)
         listener = next(
@@ -164,7 +173,7 @@ class SimNetwork:
             link = self._links[_pair(dialer.peer_id, peer)] = _Link((dialer, listener))
         return link
 
-    async def _open(self, dialer: "SimTransport", peer: PeerId, protocol: str, addresses: Sequence[str]) -> "SimStream":
+    async def _open(self, dialer: "SimTransport", peer: PeerId, protocol: str, addresses: Sequence[str]) -> SimStream:
         link = await self._connect(dialer, peer, addresses)
         await self._travel(dialer.peer_id, peer, 2)
         if self._links.get(_pair(dialer.peer_id, peer)) is not link:
@@ -259,11 +268,12 @@ class SimTransport:
         """This host's one address."""
         return [self._address]
 
+    def limit(self, *, up_bytes_per_s: float | None, down_bytes_per_s: float | None) -> None:
+        """Change the rates of this host's link, None for no limit; what is under way keeps its order."""
+        self.wire.limit(up_bytes_per_s, down_bytes_per_s)
+
     def lane(self, pipe: Pipe, to: "SimTransport") -> Lane:
         """The way of one direction of a stream from this host to another."""
-        if not self.wire.running and (self.wire.limited_up or to.wire.limited_down):
-            self.wire.running = True
-            self._nursery.start_soon(self.wire.run)
         return Lane(pipe, self.wire, to.wire)
 
     def handler_of(self, protocol: str) -> StreamHandler | None:
@@ -275,89 +285,6 @@ class SimTransport:
         if self._blame is not None:
             self._blame.blame(peer, "admission", "it did not prove the mesh key")
 
-    def start_handler(self, handler: StreamHandler, stream: "SimStream") -> None:
+    def start_handler(self, handler: StreamHandler, stream: SimStream) -> None:
         """Serve one inbound stream in a task of this host."""
         self._nursery.start_soon(serve_stream, handler, stream, self._blame)
-
-
-class SimStream:
-    """One end of a stream: `node.ports.Stream` over two pipes."""
-
-    def __init__(
-        self,
-        network: SimNetwork,
-        owner: PeerId,
-        peer: PeerId,
-        inbound: Pipe,
-        lane: Lane,
-        forget: Callable[[], object],
-    ) -> None:
-        self.peer = peer
-        self._network = network
-        self._owner = owner
-        self._inbound = inbound
-        self._outbound = lane.pipe
-        self._lane = lane
-        self._forget = forget
-
-    async def send(self, payload: bytes | memoryview) -> None:
-        """Send one frame; waits while the peer's window is full. A cancelled send ends the stream."""
-        # Too large a frame is refused before anything is done, as by a real stream.
-        frame_header(len(payload))
-        try:
-            latency_s = self._network.latency_s()
-            await self._outbound.room(len(payload), self._cut_since)
-            self._lane.push(bytes(payload), latency_s)
-            if self._network.on_frame is not None:
-                self._network.on_frame(self._owner, self.peer, len(payload))
-            await self._lane.flushed(self._network.send_buffer_bytes)
-        except BaseException:
-            self.break_off(f"a send of peer {self._owner} ended early")
-            raise
-
-    async def receive(self, size_bytes_max: int) -> bytes | None:
-        """The next frame, or None when the peer finished; a cancelled receive loses nothing."""
-        return await self._inbound.take(size_bytes_max, self._cut_since)
-
-    async def finish(self) -> None:
-        """Nothing more will be sent from here."""
-        await trio.lowlevel.checkpoint()
-        latency_s = self._network.latency_s()
-        if self._outbound.end():
-            self._lane.push(None, latency_s)
-        self._forget_when_done()
-
-    async def abort(self) -> None:
-        """End both sides at once."""
-        await trio.lowlevel.cancel_shielded_checkpoint()
-        self.break_off(f"peer {self._owner} ended the stream")
-
-    async def linger(self) -> None:
-        """After a handler returned: finish, then drop what still comes until the peer finishes too."""
-        await self.finish()
-        with trio.move_on_after(LINGER_S):
-            while await self._inbound.take(None, self._cut_since) is not None:
-                pass
-
-    def break_off(self, why: str) -> None:
-        """Both directions fail from now on, unless they had ended well before."""
-        self._inbound.break_off(why)
-        self._outbound.break_off(why)
-        self._lane.wake()
-        self._forget()
-
-    def wake(self) -> None:
-        """The link was cut or mended: look again."""
-        self._inbound.wake()
-        self._outbound.wake()
-        self._lane.wake()
-
-    def _cut_since(self) -> float | None:
-        since = self._network.cut_since(self._owner, self.peer)
-        if since is not None and trio.current_time() >= since + CUT_BREAKS_S:
-            self.break_off(f"peer {self.peer} did not answer for {CUT_BREAKS_S:g} s")
-        return since
-
-    def _forget_when_done(self) -> None:
-        if self._inbound.ended and self._outbound.ended:
-            self._forget()

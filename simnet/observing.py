@@ -179,15 +179,14 @@ class TrafficMeter:
 
     def of(self, host: Host) -> Traffic:
         """What a host sent and received until now."""
-        peer, scale = host.peer, getattr(self._world.options, "bytes_scale", 1)
+        peer, scale = host.peer, self._world.options.bytes_scale
         sent, received = self._chunks_sent[peer], self._chunks_received[peer]
         if host.node is not None:
             statistics = host.node.services.exchange.statistics()
             sent, received = sent + statistics.served_bytes, received + statistics.received_bytes
         return Traffic(
-            # Frames count as they are, chunks as they are declared to be.
-            self._sent[peer] + sent * (scale - 1),
-            self._received[peer] + received * (scale - 1),
+            self._sent[peer],
+            self._received[peer],
             self._datagrams[peer],
             sent * scale,
             received * scale,

@@ -17,7 +17,11 @@ STALL_TIMEOUT_S = 60.0
 CUT_BREAKS_S = 30.0
 """A connection over a cut link breaks after this long, as one that gets no answer does in a real node."""
 
-CutSince = Callable[[], float | None]
+Way = Callable[[], tuple[bool, float]]
+"""Whether what comes this way arrives now, and until when an answer is waited for; it breaks the stream by itself."""
+
+CLEAR = (True, float("inf"))
+"""The way of a stream that nothing is wrong with."""
 
 
 class Pipe:
@@ -25,7 +29,7 @@ class Pipe:
 
     def __init__(self, window_size_bytes: int = WINDOW_SIZE_BYTES) -> None:
         self._window_size_bytes = window_size_bytes
-        self._frames: deque[tuple[float, bytes | None]] = deque()
+        self._frames: deque[tuple[float, bytes | None, int]] = deque()
         self._unread_bytes = 0
         self._broken: str | None = None
         self._changed = trio.Event()
@@ -37,7 +41,7 @@ class Pipe:
         """Whether what is put now would reach nobody."""
         return self._broken is not None
 
-    async def room(self, size_bytes: int, cut_since: CutSince) -> None:
+    async def room(self, weight_bytes: int, way: Way) -> None:
         """Take room in the window for a frame, once it has any; the frame is to be put by `append`.
 
         TransportError when broken, ended, or nobody reads.
@@ -49,20 +53,20 @@ class Pipe:
                 self.break_off(f"the reader took nothing for {STALL_TIMEOUT_S:g} s")
                 break
             unread_bytes = self._unread_bytes
-            await self._wait(deadline_s, cut_since)
+            await self._wait(deadline_s, way)
             if self._unread_bytes < unread_bytes:
                 deadline_s = trio.current_time() + STALL_TIMEOUT_S
         if self._broken is not None:
             raise TransportError(self._broken)
         if self.ended:
             raise TransportError("the stream is finished on this side")
-        self._unread_bytes += size_bytes
+        self._unread_bytes += weight_bytes
 
-    def append(self, payload: bytes | None, ready_s: float) -> None:
-        """Add a frame that room was taken for, or None as the end; it can be read from `ready_s` on."""
+    def append(self, payload: bytes | None, weight_bytes: int, ready_s: float) -> None:
+        """Add a frame that this much room was taken for, or None as the end; it can be read from `ready_s` on."""
         # Jitter never reorders a stream.
         self._last_ready_s = max(self._last_ready_s, ready_s)
-        self._frames.append((self._last_ready_s, payload))
+        self._frames.append((self._last_ready_s, payload, weight_bytes))
         self.wake()
 
     def end(self) -> bool:
@@ -72,16 +76,16 @@ class Pipe:
         self.ended = True
         return True
 
-    async def take(self, size_bytes_max: int | None, cut_since: CutSince) -> bytes | None:
+    async def take(self, size_bytes_max: int | None, way: Way) -> bytes | None:
         """The next frame when its time has come, None at the end; None as limit means any size."""
         await trio.lowlevel.checkpoint()
         while True:
-            since_s = cut_since()
-            if self._frames and self._frames[0][0] <= trio.current_time() and since_s is None:
+            arrives, _ = way()
+            if self._frames and self._frames[0][0] <= trio.current_time() and arrives:
                 return self._pop(size_bytes_max)
             if self._broken is not None:
                 raise TransportError(self._broken)
-            await self._wait(self._frames[0][0] if self._frames and since_s is None else float("inf"), cut_since)
+            await self._wait(self._frames[0][0] if self._frames and arrives else float("inf"), way)
 
     def break_off(self, why: str) -> None:
         """Fail both ends from now on; frames on the way are lost, but what was finished can be read to its end."""
@@ -103,22 +107,20 @@ class Pipe:
         changed.set()
 
     def _pop(self, size_bytes_max: int | None) -> bytes | None:
-        _, payload = self._frames[0]
+        _, payload, weight_bytes = self._frames[0]
         if payload is None:
             # The end stays in place: every further receive says the same.
             return None
         if size_bytes_max is not None and len(payload) > size_bytes_max:
             raise RemoteProtocolError(f"a frame of {len(payload)} bytes is over the limit of {size_bytes_max}")
         self._frames.popleft()
-        self._unread_bytes -= len(payload)
+        self._unread_bytes -= weight_bytes
         self.wake()
         return payload
 
-    async def _wait(self, until_s: float, cut_since: CutSince) -> None:
-        since_s = cut_since()
+    async def _wait(self, until_s: float, way: Way) -> None:
+        _, breaks_at_s = way()
         if self._broken is not None:
             return
-        if since_s is not None:
-            until_s = min(until_s, since_s + CUT_BREAKS_S)
-        with trio.move_on_at(until_s):
+        with trio.move_on_at(min(until_s, breaks_at_s)):
             await self._changed.wait()

@@ -5,7 +5,6 @@ import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from itertools import product
-from typing import Any
 
 import attrs
 import trio
@@ -97,20 +96,18 @@ def replay_command(scenario: Scenario, seed: int, nodes: int | None, only: Seque
 
 def world_options(scenario: Scenario, seed: int) -> WorldOptions:
     """The world a scenario is set in."""
-    surface = scenario.surface
-    known = {field.name for field in attrs.fields(WorldOptions)}
-    wanted: dict[str, Any] = {
-        "latency_s": surface.latency_s,
-        "jitter_s": surface.jitter_s,
-        "loss": surface.loss,
-        "rate_bytes_per_s": surface.rate_mbit_per_s * 1e6 / 8 or None,
-        "chunk_size_bytes": max(1, surface.chunk_size_bytes // surface.bytes_scale),
-        "disk_size_bytes": surface.disk_size_bytes // surface.bytes_scale or None,
-        "bytes_scale": surface.bytes_scale,
-        "sealed": surface.sealed,
-    }
+    surface, scale = scenario.surface, scenario.surface.bytes_scale
     return WorldOptions(
-        seed=seed, config=scenario.config, **{name: value for name, value in wanted.items() if name in known}
+        seed=seed,
+        latency_s=surface.latency_s,
+        jitter_s=surface.jitter_s,
+        loss=surface.loss,
+        rate_bytes_per_s=surface.rate_mbit_per_s * 1e6 / 8 or None,
+        chunk_size_bytes=max(1, surface.chunk_size_bytes // scale),
+        bytes_scale=scale,
+        sealed=surface.sealed,
+        disk_size_bytes=surface.disk_size_bytes // scale or None,
+        config=scenario.config,
     )
 
 

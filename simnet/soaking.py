@@ -12,6 +12,7 @@ import attrs
 from simnet.replaying import replay_command
 from simnet.running import run_scenario
 from simnet.scenario import load_scenario
+from simnet.showing.progress import keep_nodes_quiet
 from simnet.showing.summaries import problems
 
 LOOK_AGAIN_S = 0.5
@@ -152,6 +153,7 @@ def _end(worker: _Worker) -> None:
 def _work(connection: Connection) -> None:
     # Ctrl-C reaches the whole group of processes; the one that started the workers ends them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keep_nodes_quiet()
     while True:
         try:
             job: Job = connection.recv()

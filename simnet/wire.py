@@ -20,10 +20,17 @@ class Wire:
     """One host's two directions. Rates are in bytes a second, None for no limit."""
 
     def __init__(
-        self, up_bytes_per_s: float | None, down_bytes_per_s: float | None, queue_s: float, segment_size_bytes: int
+        self,
+        nursery: trio.Nursery,
+        up_bytes_per_s: float | None,
+        down_bytes_per_s: float | None,
+        queue_s: float,
+        segment_size_bytes: int,
     ) -> None:
+        self.slowed = 1.0
         self.segment_size_bytes = segment_size_bytes
         self.sent_bytes = 0
+        self._nursery = nursery
         self._up_bytes_per_s = up_bytes_per_s
         self._down_bytes_per_s = down_bytes_per_s
         self._queue_s = queue_s
@@ -32,7 +39,7 @@ class Wire:
         self._queued_bytes = 0
         self._down_free_s = 0.0
         self._changed = trio.Event()
-        self.running = False
+        self._running = False
 
     @property
     def limited_up(self) -> bool:
@@ -44,12 +51,20 @@ class Wire:
         """Whether what this host receives takes time."""
         return self._down_bytes_per_s is not None
 
+    def limit(self, up_bytes_per_s: float | None, down_bytes_per_s: float | None) -> None:
+        """Other rates from the next segment on."""
+        self._up_bytes_per_s, self._down_bytes_per_s = up_bytes_per_s, down_bytes_per_s
+        self._changed.set()
+
     def join(self, lane: "Lane") -> None:
         """A stream has something to send from now on."""
         self._lanes.append(lane)
+        if not self._running:
+            self._running = True
+            self._nursery.start_soon(self._run)
         self._changed.set()
 
-    async def run(self) -> None:
+    async def _run(self) -> None:
         """Send what streams queue, until cancelled."""
         free_s = 0.0
         while True:
@@ -61,7 +76,7 @@ class Wire:
                 continue
             segment = self._queue[0]
             if self._up_bytes_per_s is not None:
-                free_s = max(free_s, trio.current_time()) + segment.size_bytes / self._up_bytes_per_s
+                free_s = max(free_s, trio.current_time()) + segment.size_bytes * self.slowed / self._up_bytes_per_s
                 await trio.sleep_until(free_s)
             self._queue.popleft()
             self._queued_bytes -= segment.size_bytes
@@ -80,7 +95,7 @@ class Wire:
         now = trio.current_time()
         if self._down_bytes_per_s is None:
             return now
-        self._down_free_s = max(self._down_free_s, now) + size_bytes / self._down_bytes_per_s
+        self._down_free_s = max(self._down_free_s, now) + size_bytes * self.slowed / self._down_bytes_per_s
         return self._down_free_s
 
     def congested_s(self, now: float) -> float:
@@ -118,13 +133,14 @@ class Wire:
 
 @attrs.define
 class _Segment:
-    """A piece of a frame; the last one carries the frame and its latency."""
+    """A piece of a frame; the last one carries the frame, its weight and its delay."""
 
     lane: "Lane"
     size_bytes: int
     last: bool
     payload: bytes | None
-    latency_s: float
+    weight_bytes: int
+    delay_s: float
 
 
 class Lane:
@@ -134,19 +150,21 @@ class Lane:
         self.pipe = pipe
         self.receiver = receiver
         self._sender = sender
-        self._frames: deque[tuple[bytes | None, float]] = deque()
+        self._frames: deque[tuple[bytes | None, int, float]] = deque()
+        self._under_way = 0
         self._gone_bytes = 0
         self._unsent_bytes = 0
         self._sent = trio.Event()
 
-    def push(self, payload: bytes | None, latency_s: float) -> None:
+    def push(self, payload: bytes | None, weight_bytes: int, delay_s: float) -> None:
         """A frame, or None for the end, in order; it joins the pipe when all of it has passed both wires."""
-        if not self._sender.limited_up and not self.receiver.limited_down:
-            self._sender.sent_bytes += len(payload or b"")
-            self.pipe.append(payload, trio.current_time() + latency_s)
+        if not self._sender.limited_up and not self.receiver.limited_down and not self._under_way:
+            self._sender.sent_bytes += weight_bytes
+            self.pipe.append(payload, weight_bytes, trio.current_time() + delay_s)
             return
-        self._unsent_bytes += len(payload or b"")
-        self._frames.append((payload, latency_s))
+        self._unsent_bytes += weight_bytes
+        self._under_way += 1
+        self._frames.append((payload, weight_bytes, delay_s))
         if len(self._frames) == 1:
             self._sender.join(self)
 
@@ -167,15 +185,15 @@ class Lane:
             self._gone_bytes = self._unsent_bytes = 0
             self._sent.set()
             return None
-        payload, latency_s = self._frames[0]
-        left_bytes = len(payload or b"") - self._gone_bytes
+        payload, weight_bytes, delay_s = self._frames[0]
+        left_bytes = weight_bytes - self._gone_bytes
         size_bytes = min(left_bytes, self._sender.segment_size_bytes)
         if size_bytes < left_bytes:
             self._gone_bytes += size_bytes
-            return _Segment(self, size_bytes, False, None, 0.0)
+            return _Segment(self, size_bytes, False, None, 0, 0.0)
         self._frames.popleft()
         self._gone_bytes = 0
-        return _Segment(self, size_bytes, True, payload, latency_s)
+        return _Segment(self, size_bytes, True, payload, weight_bytes, delay_s)
 
     def wake(self) -> None:
         """The stream broke, perhaps: whoever waits looks again."""
@@ -191,5 +209,7 @@ class Lane:
         self._unsent_bytes = max(0, self._unsent_bytes - segment.size_bytes)
         self._sent.set()
         through_s = self.receiver.arrive(segment.size_bytes)
-        if segment.last and not self.pipe.broken:
-            self.pipe.append(segment.payload, through_s + segment.latency_s)
+        if segment.last:
+            self._under_way -= 1
+            if not self.pipe.broken:
+                self.pipe.append(segment.payload, segment.weight_bytes, through_s + segment.delay_s)

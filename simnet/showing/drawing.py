@@ -109,7 +109,7 @@ def _draw_finishes(axes: Any, curves: list[FinishCurve]) -> None:
         axes.plot(
             [0, ideal_s, ideal_s, right_s], [0, 0, hosts, hosts], color=INK, linestyle="--", linewidth=1, zorder=1
         )
-        before = ideal_s > right_s / 2
+        before = ideal_s > right_s / 8
         axes.annotate(
             f"T* {ideal_s:.1f} s",
             (ideal_s, hosts * 0.12),

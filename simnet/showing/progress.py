@@ -1,5 +1,6 @@
 """The state of a run on standard error: one live line on a terminal, a plain line every few seconds in a log."""
 
+import logging
 import shutil
 import sys
 import time
@@ -48,3 +49,8 @@ class ProgressLine:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()
             self._standing = False
+
+
+def keep_nodes_quiet() -> None:
+    """What simulated nodes log is in the trace; on standard error it would stand across the live line."""
+    logging.getLogger("herd").addHandler(logging.NullHandler())

@@ -11,6 +11,7 @@ import trio
 from node.ports import CarriedChunk, ChunkCarrier, ChunkLink, TransportError
 from node.services.exchange.carrier import StreamCarrier
 from protocols.ids import PeerId
+from simnet.carrier import SimCarrier
 from tests.support_bulk import BLOB, SESSION, STORY_TIMEOUT_S, bulk_pair, chunks_of, give, told
 from tests.support_transport import OpenNode, loopback_nodes, pair, simulated_nodes, until
 
@@ -48,6 +49,13 @@ async def over_streams(open_node: OpenNode) -> AsyncIterator[Carried]:
 
 
 @asynccontextmanager
+async def over_heavy_streams(open_node: OpenNode) -> AsyncIterator[Carried]:
+    async with pair(open_node) as (ann, bob):
+        with trio.fail_after(STORY_TIMEOUT_S):
+            yield Carried(ann.peer, bob.peer, SimCarrier(ann.transport, 1024), SimCarrier(bob.transport, 1024))
+
+
+@asynccontextmanager
 async def over_bulk(open_node: OpenNode) -> AsyncIterator[Carried]:
     async with bulk_pair(open_node, serving=False) as world:
         yield Carried(world.ann.peer, world.bob.peer, world.asker, world.giver)
@@ -62,6 +70,7 @@ OpenCarriers = Callable[[], AbstractAsyncContextManager[Carried]]
 
 WAYS: dict[str, OpenCarriers] = {
     "streams over the simulated network": lambda: over_streams(simulated_nodes(latency_s=0.001)),
+    "heavy chunks over the simulated network": lambda: over_heavy_streams(simulated_nodes(latency_s=0.001)),
     "streams over libp2p": lambda: over_streams(loopback_nodes()),
     "bulk beside the simulated network": lambda: over_bulk(simulated_nodes(latency_s=0.001)),
     "bulk beside libp2p": lambda: over_bulk(loopback_nodes()),

@@ -5,6 +5,7 @@ import random
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any
 
 import attrs
@@ -47,8 +48,8 @@ async def _udp() -> AsyncIterator[Network]:
 
 
 @asynccontextmanager
-async def _simulated() -> AsyncIterator[Network]:
-    network = SimDatagramNetwork(random.Random(1))
+async def _simulated(*, sealed: bool = True) -> AsyncIterator[Network]:
+    network = SimDatagramNetwork(random.Random(1), sealed=sealed)
 
     def throw(address: str, datagram: bytes) -> None:
         network.carry(CAROL.peer_id, address, datagram)
@@ -56,7 +57,7 @@ async def _simulated() -> AsyncIterator[Network]:
     yield Network(lambda identity, door=DOOR: network.datagrams(identity, door), throw)
 
 
-@pytest.fixture(params=[_udp, _simulated], ids=["udp", "simulated"])
+@pytest.fixture(params=[_udp, _simulated, partial(_simulated, sealed=False)], ids=["udp", "simulated", "unsealed"])
 async def network(request: pytest.FixtureRequest) -> AsyncIterator[Network]:
     async with request.param() as made:
         yield made

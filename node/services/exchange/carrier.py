@@ -66,6 +66,10 @@ class StreamCarrier:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
+    def link(self, stream: Stream, ticket: bytes) -> StreamLink:
+        """A link over an attached stream."""
+        return StreamLink(stream, ticket)
+
     async def connect(self, peer: PeerId, ticket: bytes, *, timeout_s: float) -> StreamLink:
         """Open a stream to the giver and show the ticket."""
         stream = await self._transport.open(peer, CHUNKS_PROTOCOL, timeout_s=timeout_s)
@@ -80,7 +84,7 @@ class StreamCarrier:
                     await stream.abort()
         if not attached:
             raise TransportError(f"{peer} took no chunk link within {timeout_s:g} s")
-        return StreamLink(stream, ticket)
+        return self.link(stream, ticket)
 
     def serve(self, handler: ChunkLinkHandler) -> None:
         """Hand inbound links to the handler once they have shown their ticket."""
@@ -94,4 +98,4 @@ class StreamCarrier:
         first = CHUNKS_CODEC.decode(frame)
         if not isinstance(first, Attach):
             raise RemoteProtocolError(f"a chunk link begins with its ticket, not with {type(first).__name__}")
-        await handler(StreamLink(stream, first.ticket))
+        await handler(self.link(stream, first.ticket))
