@@ -7,6 +7,7 @@ can derive it from the member's name.
 
 import hashlib
 import re
+from functools import lru_cache
 from typing import NewType
 
 import base58
@@ -34,6 +35,11 @@ _ED25519_PREFIX = bytes([0x00, 0x24, 0x08, 0x01, 0x12, 0x20])
 _DIGEST = re.compile(r"sha256[:-]([0-9a-fA-F]{64})")
 
 
+PEERS_KEPT = 4096
+"""So many peers' names and keys are remembered, each a pure function of the other: base 58 and the curve are slow."""
+
+
+@lru_cache(PEERS_KEPT)
 def peer_id_from_public_key(public_key: bytes) -> PeerId:
     """The peer id of a 32-byte Ed25519 public key."""
     if len(public_key) != 32:
@@ -41,6 +47,7 @@ def peer_id_from_public_key(public_key: bytes) -> PeerId:
     return PeerId(base58.b58encode(_ED25519_PREFIX + public_key).decode("ascii"))
 
 
+@lru_cache(PEERS_KEPT)
 def public_key_of(peer: PeerId) -> bytes:
     """The 32-byte Ed25519 public key inside a peer id.
 
@@ -56,6 +63,7 @@ def public_key_of(peer: PeerId) -> bytes:
     return bytes(raw[6:])
 
 
+@lru_cache(PEERS_KEPT)
 def x25519_public_key(ed25519_public_key: bytes) -> bytes:
     """The X25519 public key (32 bytes) of an Ed25519 one; RemoteProtocolError when it is no curve point."""
     try:

@@ -4,10 +4,9 @@ import hashlib
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import trio
-from blake3 import blake3
 
 from node.ports import BlobMissing, PartialBlob, StoreError
 from node.store.blobs import SMALL_BLOB_BYTES
@@ -18,7 +17,7 @@ from protocols.ids import Digest
 from protocols.recipe.recipe import Recipe
 from simnet.disk import SimDisk
 from simnet.files import SimFile
-from simnet.partials import MemoryPartial, MemoryReception, WholeReception
+from simnet.partials import MemoryPartial, MemoryReception, WholeReception, copy_from
 from simnet.stock import (
     INDEX,
     LAYOUT,
@@ -63,6 +62,7 @@ class MemoryBlobs:
         self.on_read: Callable[[Digest, int], object] | None = None
         self._reading = trio.CapacityLimiter(reads_at_once)
         self._opening = trio.Lock()
+        self._written = trio.Event()
         self._open: dict[Digest, MemoryPartial] = {}
         self._whole, self._stored = take_stock(self.disk, chunk_size_bytes)
         self._left = dict.fromkeys(self._stored)
@@ -142,7 +142,7 @@ class MemoryBlobs:
             if joined:
                 await partial.filled.wait()
             else:
-                reception.copied_bytes = await self._copy_into(partial, on_copied)
+                reception.copied_bytes = await copy_from(self._sources(partial), partial, on_copied)
         except BaseException:
             partial.filled.set()
             await reception.close()
@@ -175,37 +175,13 @@ class MemoryBlobs:
         partial = MemoryPartial(self.disk, path, opened, recipe)
         partial.sync_interval_bytes = self.config.sync_interval_bytes
         partial.sync_interval_s = self.config.sync_interval_s
+        partial.on_written = lambda: self._written.set()
         if stored is not None:
             partial.resume(stored)
         if digest in self._left:
             del self._left[digest]
             partial.reclaim()
         return partial
-
-    async def _copy_into(self, partial: MemoryPartial, on_copied: Callable[[int], None] | None) -> int:
-        """What other blobs have of this one, where it is still what its hash says; how many bytes."""
-        recipe, copied_bytes = partial.recipe, 0
-        if len(recipe) <= 1:
-            return 0
-        here = {
-            source_recipe.chunk_hash(index): (file, source_recipe.offset_bytes(index))
-            for source_recipe, file, bits in self._sources(partial)
-            if len(source_recipe) > 1
-            for index in bits
-        }
-        for index in list(partial.bits.missing()) if here else ():
-            if recipe.chunk_hash(index) not in here:
-                continue
-            file, offset = here[recipe.chunk_hash(index)]
-            chunk = file.content.read(offset, recipe.sizes_bytes[index])
-            if blake3(chunk).digest() == recipe.chunk_hash(index):
-                await self.disk.pause(len(chunk))
-                partial.put(index, chunk)
-                copied_bytes += len(chunk)
-                if on_copied is not None:
-                    on_copied(copied_bytes)
-                await partial.keep_pace()
-        return copied_bytes
 
     def _sources(self, partial: MemoryPartial) -> Iterator[tuple[Recipe, SimFile, Bits]]:
         for whole in self._whole.values():
@@ -222,6 +198,19 @@ class MemoryBlobs:
             file = self.disk.file(LAYOUT.partial_blob(digest))
             if digest not in self._open and file is not None:
                 yield stored.recipe, file, stored.bits
+
+    async def run(self) -> None:
+        """Sync what has waited its time, for ever, as the real store's own task does; idle while nothing comes in."""
+        while True:
+            await self._written.wait()
+            self._written = trio.Event()
+            await trio.sleep(self.config.sync_interval_s)
+            for partial in list(self._open.values()):
+                if partial.sync_is_due() and not partial.lock.locked():
+                    with suppress(StoreError):  # Who receives the blob learns it at the next write.
+                        await partial.sync(only_when_due=True)
+            if any(partial.unsynced_bytes for partial in self._open.values()):
+                self._written.set()
 
     async def let_go(self, partial: MemoryPartial) -> None:
         """One receiver less; the last one makes it durable and closes it."""

@@ -136,7 +136,7 @@ class SimDatagrams:
         self._sealer = sealer
         self._under_way: list[tuple[float, int, bytes]] = []
         self._serial = itertools.count()
-        self._news = trio.Event()
+        self._waiting: trio.CancelScope | None = None
         self._counts: Counter[str] = Counter()
 
     def send(self, to: PeerId, address: str, payload: bytes) -> None:
@@ -151,17 +151,23 @@ class SimDatagrams:
             self._counts["overflow"] += 1
             return
         heapq.heappush(self._under_way, (at, next(self._serial), datagram))
-        self._news.set()
+        # Who waits wakes when something is due and not before: most of what happens in a large world happens here.
+        if self._waiting is not None and at < self._waiting.deadline:
+            self._waiting.deadline = at
 
     async def receive(self) -> tuple[PeerId, bytes]:
         """The next authentic payload and its sender. Cancelling loses nothing."""
-        await trio.lowlevel.checkpoint()
+        waited = False
         while True:
-            self._news = trio.Event()
             due = self._under_way[0][0] if self._under_way else float("inf")
             if due > trio.current_time():
-                with trio.move_on_at(due):
-                    await self._news.wait()
+                with trio.CancelScope(deadline=due) as self._waiting:
+                    await trio.sleep_forever()
+                self._waiting, waited = None, True
+                continue
+            if not waited:
+                await trio.lowlevel.checkpoint()
+                waited = True
                 continue
             _, _, datagram = heapq.heappop(self._under_way)
             try:

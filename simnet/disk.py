@@ -99,9 +99,9 @@ class SimDisk:
         self._syncs_to_fail += count
 
     def fill(self, left_bytes: int = 0) -> None:
-        """Another program takes what is free, but for so much; a disk without a size gets the size it has used."""
+        """Another program takes what is free, but for so much."""
         if self.size_bytes is None:
-            self.size_bytes = self._used_bytes() + left_bytes
+            self.size_bytes = UNLIMITED_BYTES
         self._taken_bytes += self.free_bytes() - left_bytes
 
     def empty(self) -> None:

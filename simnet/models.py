@@ -143,7 +143,8 @@ class MemoryModels:
         await self._disk.sync_names()
 
     def _missing(self, named: _Named) -> list[str]:
-        return [blob.digest for blob in named.manifest.blobs() if self._blobs.whole(blob.digest) is None]
+        whole = dict.fromkeys(self._blobs.digests())
+        return [blob.digest for blob in named.manifest.blobs() if blob.digest not in whole]
 
     def _view(self, name: ModelName, named: _Named) -> ModelView:
         missing = self._missing(named)

@@ -1,7 +1,7 @@
 """A blob on its way in, in the order of `node/store/receiving.py`: a chunk checked, then written; written data synced
 in batches, and only then the bits of that batch committed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from protocols.bits import Bits
 from protocols.errors import RemoteProtocolError
 from protocols.recipe.recipe import Recipe
 from simnet.disk import SimDisk
-from simnet.files import Opened
+from simnet.files import Opened, SimFile
 from simnet.stock import StoredPartial, commit, explained, is_right
 
 if TYPE_CHECKING:
@@ -36,9 +36,10 @@ class MemoryPartial:
         self.filled = trio.Event()
         self.sync_interval_bytes = 0
         self.sync_interval_s = 0.0
+        self.unsynced_bytes = 0
+        self.on_written: Callable[[], object] = lambda: None
         self._disk = disk
         self._opened = opened
-        self._unsynced_bytes = 0
         self._synced_at_s = trio.current_time()
 
     def resume(self, stored: StoredPartial) -> None:
@@ -47,11 +48,16 @@ class MemoryPartial:
 
     def reclaim(self) -> None:
         """What stands right in the file though no bit says so was written before the crash; it is written again."""
-        for begin, end in self.file.content.spans():
-            for index in self.bits.missing():
-                offset, size = self.recipe.offset_bytes(index), self.recipe.sizes_bytes[index]
-                if begin <= offset and offset + size <= end and is_right(self.file, self.recipe, index):
-                    self.put(index, self.file.content.read(offset, size))
+        for index in list(self.bits.missing()):
+            offset, size = self.recipe.offset_bytes(index), self.recipe.sizes_bytes[index]
+            if not self.file.growth_bytes(offset, size) and is_right(self.file, self.recipe, index):
+                self.put(index, self.file.content.read(offset, size))
+
+    async def copy(self, index: int, data: bytes) -> None:
+        """Write a chunk that another blob here has."""
+        await self._disk.pause(len(data))
+        self.put(index, data)
+        await self.keep_pace()
 
     def check(self, index: int, data: bytes | memoryview) -> None:
         """RemoteProtocolError unless these are the chunk's bytes."""
@@ -74,26 +80,28 @@ class MemoryPartial:
         with explained(f"write chunk {index} to", self.path):
             self._disk.write(self.file, self.recipe.offset_bytes(index), data)
         if self.bits.add(index):
-            self._unsynced_bytes += len(data)
+            self.unsynced_bytes += len(data)
+            self.on_written()
 
     async def keep_pace(self) -> None:
         """Sync what is due, unless somebody does."""
-        if self._sync_is_due() and not self.lock.locked():
+        if self.sync_is_due() and not self.lock.locked():
             await self.sync(only_when_due=True)
 
-    def _sync_is_due(self) -> bool:
+    def sync_is_due(self) -> bool:
+        """Whether a batch is full, or something written has waited its time."""
         waited = trio.current_time() >= self._synced_at_s + self.sync_interval_s
-        return self._unsynced_bytes >= self.sync_interval_bytes or (waited and self._unsynced_bytes > 0)
+        return self.unsynced_bytes >= self.sync_interval_bytes or (waited and self.unsynced_bytes > 0)
 
     async def sync(self, *, only_when_due: bool = False) -> None:
         """Make durable what is held, first the data, then its bits."""
         async with self.lock:
-            if not self._unsynced_bytes or self.problem is not None or (only_when_due and not self._sync_is_due()):
+            if not self.unsynced_bytes or self.problem is not None or (only_when_due and not self.sync_is_due()):
                 return
-            batch, bits = self._unsynced_bytes, self.bits.copy()
+            batch, bits = self.unsynced_bytes, self.bits.copy()
             await self.sync_data()
             await self.save_bits(bits)
-            self._unsynced_bytes -= batch
+            self.unsynced_bytes -= batch
             self._synced_at_s = trio.current_time()
 
     async def save_bits(self, bits: Bits) -> None:
@@ -196,3 +204,29 @@ class WholeReception:
             self._closed = True
             self._release()
             await trio.lowlevel.checkpoint()
+
+
+async def copy_from(
+    sources: Iterable[tuple[Recipe, SimFile, Bits]], partial: MemoryPartial, on_copied: Callable[[int], None] | None
+) -> int:
+    """Copy what other blobs have of this one, where it is still what its hash says; how many bytes."""
+    recipe, copied_bytes = partial.recipe, 0
+    if len(recipe) <= 1:
+        return 0
+    here = {
+        source_recipe.chunk_hash(index): (file, source_recipe.offset_bytes(index))
+        for source_recipe, file, bits in sources
+        if len(source_recipe) > 1
+        for index in bits
+    }
+    for index in list(partial.bits.missing()) if here else ():
+        if recipe.chunk_hash(index) not in here:
+            continue
+        file, offset = here[recipe.chunk_hash(index)]
+        chunk = file.content.read(offset, recipe.sizes_bytes[index])
+        if blake3(chunk).digest() == recipe.chunk_hash(index):
+            await partial.copy(index, chunk)
+            copied_bytes += len(chunk)
+            if on_copied is not None:
+                on_copied(copied_bytes)
+    return copied_bytes

@@ -32,7 +32,9 @@ class Pipe:
         self._frames: deque[tuple[float, bytes | None, int]] = deque()
         self._unread_bytes = 0
         self._broken: str | None = None
-        self._changed = trio.Event()
+        self._changed: trio.Event | None = None
+        self._taking: trio.CancelScope | None = None
+        self._arrives = True
         self._last_ready_s = 0.0
         self.ended = False
 
@@ -67,7 +69,9 @@ class Pipe:
         # Jitter never reorders a stream.
         self._last_ready_s = max(self._last_ready_s, ready_s)
         self._frames.append((self._last_ready_s, payload, weight_bytes))
-        self.wake()
+        # Who takes wakes when a frame is ready and not before.
+        if self._taking is not None and self._arrives and self._last_ready_s < self._taking.deadline:
+            self._taking.deadline = self._last_ready_s
 
     def end(self) -> bool:
         """No further room will be taken; whether this ended it."""
@@ -77,15 +81,23 @@ class Pipe:
         return True
 
     async def take(self, size_bytes_max: int | None, way: Way) -> bytes | None:
-        """The next frame when its time has come, None at the end; None as limit means any size."""
-        await trio.lowlevel.checkpoint()
+        """The next frame when its time has come, None at the end; None as limit means any size. One task takes."""
+        waited = False
         while True:
-            arrives, _ = way()
-            if self._frames and self._frames[0][0] <= trio.current_time() and arrives:
+            arrives, breaks_at_s = way()
+            due_s = self._frames[0][0] if self._frames and arrives else float("inf")
+            if due_s > trio.current_time():
+                if self._broken is not None:
+                    raise TransportError(self._broken)
+                with trio.CancelScope(deadline=min(due_s, breaks_at_s)) as scope:
+                    self._taking, self._arrives = scope, arrives
+                    await trio.sleep_forever()
+                self._taking, waited = None, True
+            elif waited:
                 return self._pop(size_bytes_max)
-            if self._broken is not None:
-                raise TransportError(self._broken)
-            await self._wait(self._frames[0][0] if self._frames and arrives else float("inf"), way)
+            else:
+                await trio.lowlevel.checkpoint()
+                waited = True
 
     def break_off(self, why: str) -> None:
         """Fail both ends from now on; frames on the way are lost, but what was finished can be read to its end."""
@@ -103,8 +115,14 @@ class Pipe:
 
     def wake(self) -> None:
         """Let both ends look again."""
-        changed, self._changed = self._changed, trio.Event()
-        changed.set()
+        if self._taking is not None:
+            self._taking.deadline = trio.current_time()
+        self._make_room()
+
+    def _make_room(self) -> None:
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
 
     def _pop(self, size_bytes_max: int | None) -> bytes | None:
         _, payload, weight_bytes = self._frames[0]
@@ -115,12 +133,14 @@ class Pipe:
             raise RemoteProtocolError(f"a frame of {len(payload)} bytes is over the limit of {size_bytes_max}")
         self._frames.popleft()
         self._unread_bytes -= weight_bytes
-        self.wake()
+        self._make_room()
         return payload
 
     async def _wait(self, until_s: float, way: Way) -> None:
         _, breaks_at_s = way()
         if self._broken is not None:
             return
+        if self._changed is None:
+            self._changed = trio.Event()
         with trio.move_on_at(min(until_s, breaks_at_s)):
             await self._changed.wait()

@@ -1,5 +1,6 @@
 """What a store finds on a simulated disk when it starts, and the index in which the real one remembers it."""
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +45,8 @@ async def commit(disk: SimDisk, changes: dict[object, object], *, durable: bool 
     try:
         await disk.commit(INDEX, changes, durable=durable)
     except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise explain(error, "write", LAYOUT.index) from error
         raise StoreError(
             f"the index {LAYOUT.index} cannot be used: {error.strerror}; check disk space and health"
         ) from error

@@ -245,6 +245,7 @@ class World:
                     services, transport, datagrams, blame, nursery.cancel_scope, ended, trio.current_time()
                 )
                 self._tell_life(host, True)
+                nursery.start_soon(host.blobs.run)
                 await services.start(nursery)
                 await services.join(nursery)
                 joined = True

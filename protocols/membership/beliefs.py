@@ -18,6 +18,7 @@ memberlist), so that a live one can still refute; a stranger that is dead alread
 """
 
 import random
+from functools import lru_cache
 
 import attrs
 
@@ -147,7 +148,7 @@ class Beliefs:
         """Take piggybacked updates in; the first malformed or forged one is blamed on the sender."""
         try:
             for encoded in updates:
-                self._hear_update(sender, UPDATES.decode(encoded), now)
+                self._hear_update(sender, _decoded(encoded), now)
         except RemoteProtocolError as error:
             self.out.append(Blame(sender, "membership", f"sent an update that is not true: {error}"))
 
@@ -330,3 +331,8 @@ class Beliefs:
 def _rank(record: MemberRecord, signed: SignedRecord) -> tuple[int, bool, bytes]:
     # One incarnation has one record unless its subject signed two; then everybody settles for the same one.
     return record.incarnation, record.left, signed.body
+
+
+UPDATES_READ_KEPT = 2048
+_decoded = lru_cache(UPDATES_READ_KEPT)(UPDATES.decode)
+"""An update comes from many members in the same bytes; of the last so many what they say is remembered."""

@@ -5,6 +5,7 @@ unchanged. So a later release may add fields, and an older one still relays and 
 """
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import attrs
 
@@ -21,6 +22,9 @@ ADDRESS_SIZE_BYTES_MAX = 120
 LABEL_COUNT_MAX = 16
 LABELS_SIZE_BYTES_MAX = 300
 """Keys and values of all labels together, in UTF-8."""
+
+RECORDS_READ_KEPT = 2048
+"""A record comes from many sides; of the last so many the form is not looked at again."""
 
 INCARNATION_MAX = 2**63 - 1
 _DOMAIN = b"herd member record 1\x00"
@@ -107,7 +111,12 @@ def read_record(signed: SignedRecord) -> MemberRecord:
     """The record inside, its form checked but not yet its signature. RemoteProtocolError when the form is wrong."""
     if len(signed.body) > RECORD_SIZE_BYTES_MAX:
         raise RemoteProtocolError(f"a member record of {len(signed.body)} bytes is over {RECORD_SIZE_BYTES_MAX}")
-    record = unpack(signed.body, MemberRecord)
+    return _read_body(signed.body)
+
+
+@lru_cache(RECORDS_READ_KEPT)
+def _read_body(body: bytes) -> MemberRecord:
+    record = unpack(body, MemberRecord)
     # A key that signs may still be of no use for sealing (a point outside the main subgroup): no such member is let in,
     # for nobody could send it a datagram.
     x25519_public_key(public_key_of(record.peer))
