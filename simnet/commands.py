@@ -66,6 +66,7 @@ def _shows(scenario: "Scenario") -> str:
 @click.option("--only", metavar="N,N", help="Of the faults of the plan only these, from 1 (`0`: none).")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw the run: .png, .svg or .html.")
 @click.option("--trace", type=click.Path(path_type=Path), metavar="FILE", help="Write all that happened, as lines.")
+@click.option("--shrink", is_flag=True, help="When it fails, find the few faults it takes, by more runs.")
 @as_json_option
 @click.pass_context
 def run(
@@ -76,13 +77,13 @@ def run(
     only: str | None,
     plot: Path | None,
     trace: Path | None,
+    shrink: bool,
     as_json: bool,
 ) -> None:
     """Run one SCENARIO: a name of `herd sim list`, or a file of your own.
 
     Exit 0 when every invariant held and every expectation was met, else 1.
     """
-    from simnet.replaying import replay_command
     from simnet.running import run_scenario
     from simnet.scenario import load_scenario
     from simnet.showing.progress import ProgressLine, keep_nodes_quiet
@@ -92,7 +93,6 @@ def run(
     _check_files(plot, trace)
     loaded = load_scenario(scenario)
     kept = fault_numbers(only)
-    replay = replay_command(scenario, seed, nodes, kept)
     _show_options(loaded, seed, nodes, only, to_stderr=as_json)
     told = Trace()
     keep_nodes_quiet()
@@ -108,13 +108,15 @@ def run(
     if as_json:
         from simnet.report import report_document
 
-        document({**report_document(report), "replay": replay})
+        document(report_document(report))
     else:
-        show_report(report, replay)
+        show_report(report, report.replay)
     if trace is not None:
         _write_trace(told, trace, seed, report.nodes)
     if plot is not None:
-        _plot(report, plot, replay)
+        _plot(report, plot)
+    if shrink and not report.passed and not only:
+        _show_shortest(loaded, seed, nodes)
     context.exit(0 if report.passed else 1)
 
 
@@ -167,13 +169,21 @@ def _write_trace(trace: "Trace", path: Path, seed: int, nodes: int) -> None:
     click.echo(visible(f"trace: {path} ({len(trace.lines)} lines)"), err=True)
 
 
-def _plot(report: "Report", path: Path, replay: str) -> None:
+def _show_shortest(scenario: "Scenario", seed: int, nodes: int | None) -> None:
+    from simnet.shrinking import shrink_run
+
+    shorter = shrink_run(scenario, seed, nodes=nodes)
+    faults = ", ".join(f"{fault.kind} at {fault.at_s:.1f} s" for fault in shorter.faults) or "no fault at all"
+    click.echo(visible(f"it takes {faults}: {shorter.replay}"), err=True)
+
+
+def _plot(report: "Report", path: Path) -> None:
     from simnet.showing.drawing import draw
     from simnet.showing.page import write_page
 
     try:
         if path.suffix == ".html":
-            write_page(report, path, replay)
+            write_page(report, path, report.replay)
         else:
             draw(report, path)
     except OSError as error:

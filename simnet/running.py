@@ -20,6 +20,7 @@ from simnet.faults import Fault, Plan, Stage, ends_s, play
 from simnet.finishing import finishes_of
 from simnet.observing import TrafficMeter, Views
 from simnet.plans import draw
+from simnet.replaying import replay_command
 from simnet.report import Check, Report, Traffic
 from simnet.scenario import NODES_MAX, Scenario
 from simnet.selecting import region_of, select
@@ -58,7 +59,7 @@ def run_scenario(
     except Exception as error:  # boundary: a node that fails is what a run is there to find
         found = only_error(error)
         run.failure = "".join(traceback.format_exception(found)).strip()
-    return run.report(time.perf_counter() - began_s, replay_command(scenario, seed, nodes, only))
+    return run.report(time.perf_counter() - began_s, replay_command(scenario.given or scenario.name, seed, nodes, only))
 
 
 def plan_of(scenario: Scenario, seed: int, nodes: int, only: Sequence[int] | None = None) -> Plan:
@@ -82,16 +83,6 @@ def plan_of(scenario: Scenario, seed: int, nodes: int, only: Sequence[int] | Non
         if not 1 <= number <= len(faults):
             raise UsageError(f"--only {number} is not allowed: the plan has faults 1 to {len(faults)}")
     return tuple(faults[number - 1] for number in sorted(set(only)))
-
-
-def replay_command(scenario: Scenario, seed: int, nodes: int | None, only: Sequence[int] | None = None) -> str:
-    """What to type to see the same again."""
-    command = f"herd sim run {scenario.name} --seed {seed}"
-    if nodes is not None:
-        command += f" --nodes {nodes}"
-    if only is not None:
-        command += f" --only {','.join(str(number) for number in only) or '0'}"
-    return command
 
 
 def world_options(scenario: Scenario, seed: int) -> WorldOptions:

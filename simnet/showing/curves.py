@@ -65,6 +65,6 @@ def fault_kinds(report: Report) -> list[str]:
 
 
 def last_s(report: Report) -> float:
-    """The end of the time axis of a run."""
-    ends = [report.virtual_s, *(at_s for at_s, _ in report.agreement), *(fault.at_s for fault in report.faults)]
-    return max(ends)
+    """The end of the time axis of a run: of its quiet end, while the checkers wait, there is nothing to see."""
+    seen_s = report.agreement[-1][0] if report.agreement else report.virtual_s
+    return max([seen_s, *(min(fault.at_s + fault.for_s, report.virtual_s) for fault in report.faults)]) or 1.0

@@ -144,12 +144,11 @@ def _draw_agreement(axes: Any, report: Report) -> None:
     converged = [(one.took_s, one) for one in report.convergences if one.took_s]
     if converged:
         took_s, slowest = max(converged, key=lambda pair: pair[0])
-        end_s = slowest.since_s + took_s
-        axes.plot((slowest.since_s, end_s), (0.5, 0.5), color=INK, linewidth=1.2, marker="|", markersize=9)
-        text = f"  slowest: {slowest.what.replace('_', ' ')}, {took_s:.1f} s  "
-        late = end_s > last_s(report) * 0.6
-        at_s, side = (slowest.since_s, "right") if late else (end_s, "left")
-        axes.text(at_s, 0.5, text, ha=side, va="center", fontsize=9, bbox=PATCH)
+        what = slowest.what.replace("_", " ")
+        axes.set_title(f"slowest: {what}, {took_s:.1f} s", loc="right", fontsize=9, fontweight="normal")
+        if took_s > last_s(report) / 50:
+            ends = (slowest.since_s, slowest.since_s + took_s)
+            axes.plot(ends, (0.5, 0.5), color=INK, linewidth=1.2, marker="|", markersize=9)
     axes.set_xlim(0, last_s(report))
     axes.set_ylim(0, 1.04)
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")

@@ -140,8 +140,10 @@ def test_what_was_run_is_drawn_and_told(tiny: str, tmp_path: Path, capsys: pytes
 def test_a_run_that_missed_something_fails_and_says_how_to_see_it_again(
     impossible: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, out, _ = herd(capsys, "run", impossible, "--seed", "2")
+    code, out, err = herd(capsys, "run", impossible, "--seed", "2", "--shrink")
     assert code == 1
+    # It fails whatever happens, so it takes none of its faults.
+    assert err == f"it takes no fault at all: herd sim run {impossible} --seed 2 --only 0\n"
     assert out.splitlines()[-1] == f"replay with: herd sim run {impossible} --seed 2"
     assert any(line.startswith("FAILED  ") for line in out.splitlines())
 
@@ -246,6 +248,6 @@ def test_the_nightly_soak_keeps_a_record(
     assert simulate_many.main(["--count", "2", "--scenario", tiny]) == 0
     assert simulate_many.main(["--count", "1", "--scenario", impossible]) == 1
     first, second = record.read_text().splitlines()[-2:]
-    assert first.split(" | ")[2:] == ["1..2", tiny, "2", "0.0", "2", "0 |"]
+    assert first.split(" | ")[2:] == ["1..2", tiny, "2", "0.1", "2", "0 |"]
     assert second.split(" | ")[2:] == ["3..3", impossible, "1", "0.0", "1", f"1: {impossible} 3 |"]
     assert f'    assert passes("{impossible}", 3)' in capsys.readouterr().out
