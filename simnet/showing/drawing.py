@@ -6,6 +6,7 @@ from typing import Any
 from node.errors import UsageError
 from simnet.report import Report
 from simnet.showing.curves import FinishCurve, Lane, fault_kinds, fault_lanes, finish_curves, last_s
+from simnet.showing.summaries import time_text
 
 COLOURS = ("#2b6cb0", "#c8553d", "#3a7d44", "#8e5ea2", "#d69e2e", "#4a5568", "#0f8b8d", "#b83280")
 INK, FAINT = "#1a202c", "#718096"
@@ -101,7 +102,7 @@ def _draw_finishes(axes: Any, curves: list[FinishCurve]) -> None:
     for curve, colour in zip(shown, COLOURS, strict=False):
         times, counts = zip(*curve.points, strict=True)
         share = f", T* is {100 * curve.ideal_s / times[-1]:.0f} % of that" if curve.ideal_s and times[-1] else ""
-        label = f"{curve.model}: {curve.hosts} host{'s' * (curve.hosts != 1)}, last after {times[-1]:.1f} s{share}"
+        label = f"{curve.model}: {curve.hosts} host{'s' * (curve.hosts != 1)}, last after {time_text(times[-1])}{share}"
         axes.plot(times, counts, drawstyle="steps-post", color=colour, linewidth=2, label=label)
         axes.plot(times[-1], curve.hosts, marker="o", color=colour, markersize=5, clip_on=False, zorder=3)
     for ideal_s in sorted({curve.ideal_s for curve in shown if curve.ideal_s}):
@@ -111,7 +112,7 @@ def _draw_finishes(axes: Any, curves: list[FinishCurve]) -> None:
         )
         before = ideal_s > right_s / 8
         axes.annotate(
-            f"T* {ideal_s:.1f} s",
+            f"T* {time_text(ideal_s)}",
             (ideal_s, hosts * 0.12),
             xytext=(-6 if before else 6, 0),
             textcoords="offset points",
@@ -145,7 +146,7 @@ def _draw_agreement(axes: Any, report: Report) -> None:
     if converged:
         took_s, slowest = max(converged, key=lambda pair: pair[0])
         what = slowest.what.replace("_", " ")
-        axes.set_title(f"slowest: {what}, {took_s:.1f} s", loc="right", fontsize=9, fontweight="normal")
+        axes.set_title(f"slowest: {what}, {time_text(took_s)}", loc="right", fontsize=9, fontweight="normal")
         if took_s > last_s(report) / 50:
             ends = (slowest.since_s, slowest.since_s + took_s)
             axes.plot(ends, (0.5, 0.5), color=INK, linewidth=1.2, marker="|", markersize=9)
