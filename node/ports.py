@@ -221,7 +221,7 @@ class SmallFile(Protocol):
         ...
 
     def replace(self, data: bytes) -> None:
-        """Make these its bytes: a crash leaves the old ones or the new ones. Raises OSError."""
+        """Make these its bytes: kill -9 leaves the old or the new, a power cut perhaps neither. Raises OSError."""
         ...
 
 

@@ -50,17 +50,30 @@ def _make_converter() -> cattrs.Converter:
 _CONVERTER = _make_converter()
 
 
-def _canonical(value: Any) -> Any:
+_ATOMS = frozenset((int, str, bytes, bool, float, type(None)))
+_FIELDS_OF: dict[type, tuple[str, ...]] = {}
+
+
+def _plain(value: Any) -> Any:
+    """What msgpack packs: attrs instances and tuples as lists, maps sorted by key. Half of all encoding is in here."""
+    kind = type(value)
+    if kind in _ATOMS:
+        return value
+    if kind is tuple or kind is list:
+        return [item if type(item) in _ATOMS else _plain(item) for item in value]
+    fields = _FIELDS_OF.get(kind)
+    if fields is None and attrs.has(kind):
+        fields = _FIELDS_OF[kind] = tuple(field.name for field in attrs.fields(kind))
+    if fields is not None:
+        return [_plain(getattr(value, name)) for name in fields]
     if isinstance(value, Mapping):
-        return {key: _canonical(value[key]) for key in sorted(value)}
-    if isinstance(value, list | tuple):
-        return [_canonical(item) for item in value]
-    return value
+        return {_plain(key): _plain(value[key]) for key in sorted(value)}
+    return _CONVERTER.unstructure(value)
 
 
 def pack(value: Any) -> bytes:
     """The canonical bytes of an attrs instance (without a tag) or of plain data."""
-    return bytes(msgpack.packb(_canonical(_CONVERTER.unstructure(value)), use_bin_type=True))
+    return bytes(msgpack.packb(_plain(value), use_bin_type=True))
 
 
 def unpack(data: bytes | memoryview, kind: type[T]) -> T:
@@ -103,7 +116,7 @@ class Codec:
         tag = self._tag_of.get(type(message))
         if tag is None:
             raise LocalProtocolError(f"{type(message).__name__} is no message of this protocol")
-        return bytes(msgpack.packb([tag, *_canonical(_CONVERTER.unstructure(message))], use_bin_type=True))
+        return bytes(msgpack.packb([tag, *_plain(message)], use_bin_type=True))
 
     def decode(self, data: bytes | memoryview) -> object:
         """The message in the bytes; RemoteProtocolError when they hold none."""

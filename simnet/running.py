@@ -45,7 +45,8 @@ def run_scenario(
 ) -> Report:
     """Run it to its end in a world of its own. Equal arguments give equal reports but for `wall_s`.
 
-    `only` keeps, of the faults of its plan, those of these numbers, from 1. `trace` is where to tell what happens.
+    `only` keeps, of the faults of its plan, those of these numbers, from 1; 0 is none of them. `trace` is told what
+    happens.
     UsageError when the scenario cannot have so many nodes; whatever else goes wrong is the report's `failure`.
     """
     count = scenario.nodes if nodes is None else nodes
@@ -58,6 +59,9 @@ def run_scenario(
         run_world(run.main, seed)
     except Exception as error:  # boundary: a node that fails is what a run is there to find
         found = only_error(error)
+        if run.seen is None:
+            # Nothing ran yet: the scenario does not fit the number of nodes.
+            raise found from None
         run.failure = "".join(traceback.format_exception(found)).strip()
     return run.report(time.perf_counter() - began_s, replay_command(scenario.given or scenario.name, seed, nodes, only))
 
@@ -80,9 +84,11 @@ def plan_of(scenario: Scenario, seed: int, nodes: int, only: Sequence[int] | Non
     if only is None:
         return tuple(faults)
     for number in only:
-        if not 1 <= number <= len(faults):
-            raise UsageError(f"--only {number} is not allowed: the plan has faults 1 to {len(faults)}")
-    return tuple(faults[number - 1] for number in sorted(set(only)))
+        if not 0 <= number <= len(faults):
+            raise UsageError(
+                f"--only {number} is not allowed: the plan has faults 1 to {len(faults)}; 0 is none of them"
+            )
+    return tuple(fault for number, fault in enumerate(faults, 1) if number in only)
 
 
 def world_options(scenario: Scenario, seed: int) -> WorldOptions:

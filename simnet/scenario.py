@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import attrs
 
 from node.config import SECTIONS, HerdConfig
-from node.config_values import Origin, checked, fields_of, nearest, refuse
+from node.config_values import Field, Origin, checked, fields_of, nearest, refuse
 from node.errors import UsageError
 from protocols.names import InvalidName, ModelName
 from protocols.options import option
@@ -146,6 +146,15 @@ class _Head:
     )
 
 
+class _TopField(Field):
+    """A key that stands in no section."""
+
+    @property
+    def key(self) -> str:
+        """Its name alone."""
+        return self.name
+
+
 _TABLES: dict[str, type[Any]] = {"world": Surface, "drawn": Drawn, "expect": Expected}
 _LISTS: dict[str, type[Any]] = {"models": ModelMade, "pulls": Wish, "removals": Wish, "faults": FaultMeant}
 _SETTINGS = "settings"
@@ -198,7 +207,10 @@ def read_scenario(name: str, document: Mapping[str, Any], file: str) -> Scenario
 
 
 def _part(section: str, kind: type[P], values: Mapping[str, Any], origin: Origin, known: list[str] | None = None) -> P:
-    fields = {field.name: field for field in fields_of(section, kind)}
+    fields = {
+        field.name: field if section else _TopField(**attrs.asdict(field, recurse=False))
+        for field in fields_of(section, kind)
+    }
     dotted = f"{section}." if section else ""
     for key in values:
         if key not in fields:

@@ -167,7 +167,7 @@ class World:
             case CancelTimer(name):
                 self._timers.pop((number, name), None)
             case PushPull(peer, message):
-                self._ask(number, self.number_of[peer], message, lambda answer: _pulled(peer, answer), 5.0)
+                self._ask(number, self.number_of[peer], message, lambda answer: _pulled(peer, answer, message), 5.0)
             case ProbeOverStream(peer, sequence, ping, timeout_s):
                 answered: Callable[[object], Event] = lambda answer: StreamProbeAnswered(peer, sequence, answer)  # noqa: E731
                 self._ask(number, self.number_of[peer], ping, answered, timeout_s)
@@ -221,5 +221,5 @@ class World:
         self.at(0.01, arrive)
 
 
-def _pulled(peer: PeerId, answer: object) -> Event | None:
-    return PushPullAnswered(peer, answer) if answer is not None else None
+def _pulled(peer: PeerId, answer: object, asked: object) -> Event | None:
+    return PushPullAnswered(peer, answer, asked) if answer is not None else None

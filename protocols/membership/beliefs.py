@@ -42,6 +42,7 @@ from protocols.membership.record import (
     MemberRecord,
     SignedRecord,
     check_signature,
+    fingerprint,
     read_record,
     sign_record,
 )
@@ -321,11 +322,21 @@ class Beliefs:
         self.out.append(MemberChangedEffect(member, before))
         return True
 
+    def fingerprint(self) -> bytes:
+        """Of who takes part, this node included: equal at all who have heard the same of them."""
+        others = (member.signed for member in self.table.members() if member.reachable)
+        return fingerprint((self.own_signed, *others))
+
     def whole_table(self, now: float) -> Table:
         """Everything this node believes, itself first."""
         own = TableEntry(self.own_signed, LEFT if self.own.left else ALIVE, 0.0)
         others = (TableEntry(member.signed, member.state, now - member.since) for member in self.table.members())
         return Table((own, *others))
+
+
+def fingerprint_of_table(table: Table) -> bytes:
+    """The fingerprint of who told this table."""
+    return fingerprint(entry.record for entry in table.entries if entry.state in (ALIVE, SUSPECT))
 
 
 def _rank(record: MemberRecord, signed: SignedRecord) -> tuple[int, bool, bytes]:

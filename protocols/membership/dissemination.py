@@ -1,6 +1,7 @@
 """SWIM's infection-style dissemination: each update rides on messages a bounded number of times, fresh ones first."""
 
 import math
+from operator import attrgetter
 
 import attrs
 
@@ -15,9 +16,14 @@ def transmissions_max(multiplier: int, member_count: int) -> int:
 
 @attrs.define
 class _Waiting:
+    subject: PeerId
     encoded: bytes
-    serial: int
+    newness: int
+    """The smaller, the newer."""
     sent: int = 0
+
+
+_turn = attrgetter("sent", "newness")
 
 
 class UpdateQueue:
@@ -33,7 +39,7 @@ class UpdateQueue:
     def put(self, subject: PeerId, encoded: bytes) -> None:
         """Spread an update, from now on instead of any earlier one about the subject."""
         self._serial += 1
-        self._waiting[subject] = _Waiting(encoded, self._serial)
+        self._waiting[subject] = _Waiting(subject, encoded, -self._serial)
 
     def drop(self, subject: PeerId) -> None:
         """Spread nothing of a subject any more."""
@@ -52,7 +58,7 @@ class UpdateQueue:
                 chosen.append(encoded)
         if not self._waiting:
             return tuple(chosen)
-        for subject, waiting in sorted(self._waiting.items(), key=lambda item: (item[1].sent, -item[1].serial)):
+        for waiting in sorted(self._waiting.values(), key=_turn):
             size_bytes = len(waiting.encoded) + UPDATE_OVERHEAD_BYTES
             if waiting.encoded in chosen or size_bytes > room_bytes:
                 continue
@@ -60,5 +66,5 @@ class UpdateQueue:
             chosen.append(waiting.encoded)
             waiting.sent += 1
             if waiting.sent >= sent_max:
-                del self._waiting[subject]
+                del self._waiting[waiting.subject]
         return tuple(chosen)

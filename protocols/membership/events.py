@@ -6,7 +6,7 @@ import attrs
 
 from protocols.effects import Effect, Event
 from protocols.ids import PeerId
-from protocols.membership.messages import Ping, Table
+from protocols.membership.messages import Fingerprint, Ping, Table
 from protocols.membership.table import Member
 
 
@@ -17,7 +17,7 @@ class Started(Event):
 
 @attrs.frozen
 class ReceivedOverStream(Event):
-    """A member asked on a control stream (a Ping or a Table); the answer is wanted under `token`."""
+    """A member asked on a control stream (a Ping, a Fingerprint or a Table); the answer is wanted under `token`."""
 
     sender: PeerId
     message: object
@@ -35,10 +35,11 @@ class StreamProbeAnswered(Event):
 
 @attrs.frozen
 class PushPullAnswered(Event):
-    """A peer answered our Table with its own. A failed push/pull needs no event."""
+    """A peer answered what we `asked` with: our Table, or a Fingerprint. A failed push/pull needs no event."""
 
     peer: PeerId
     answer: object
+    asked: object = None
 
 
 @attrs.frozen
@@ -68,10 +69,10 @@ class ProbeOverStream(Effect):
 
 @attrs.frozen
 class PushPull(Effect):
-    """Send our table on a control stream to a peer; feed PushPullAnswered when it answers."""
+    """Ask a peer with this on a control stream; feed PushPullAnswered when it answers."""
 
     peer: PeerId
-    message: Table
+    message: Table | Fingerprint
 
 
 @attrs.frozen

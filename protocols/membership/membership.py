@@ -11,7 +11,7 @@ import attrs
 
 from protocols.effects import Blame, CancelTimer, Effect, Event, Received, Send, SetTimer, TimerFired
 from protocols.ids import PeerId
-from protocols.membership.beliefs import Beliefs
+from protocols.membership.beliefs import Beliefs, fingerprint_of_table
 from protocols.membership.config import MembershipConfig
 from protocols.membership.events import (
     AnswerOverStream,
@@ -23,7 +23,7 @@ from protocols.membership.events import (
     Started,
     StreamProbeAnswered,
 )
-from protocols.membership.messages import Ack, Gossip, Nack, Ping, PingRequest, Table
+from protocols.membership.messages import Ack, Fingerprint, Gossip, Nack, Ping, PingRequest, Table
 from protocols.membership.probing import Prober
 from protocols.membership.record import MemberRecord
 from protocols.membership.table import DEAD, Member
@@ -88,8 +88,8 @@ class Membership:
                 self._received_over_stream(sender, message, token, now)
             case StreamProbeAnswered(peer, sequence, answer):
                 self._stream_probe_answered(peer, sequence, answer, now)
-            case PushPullAnswered(peer, answer):
-                self._push_pull_answered(peer, answer, now)
+            case PushPullAnswered(peer, answer, asked):
+                self._push_pull_answered(peer, answer, asked, now)
             case LocalChanged():
                 self._local_changed(event)
             case Leave():
@@ -165,7 +165,7 @@ class Membership:
 
     def _push_pull(self, now: float) -> None:
         for peer in self._table.sample(1):
-            self._beliefs.out.append(PushPull(peer, self.table_message(now)))
+            self._beliefs.out.append(PushPull(peer, Fingerprint(self._beliefs.fingerprint())))
         # Beyond 32 members each doubling stretches the interval by one more, so that the load grows slowly.
         stretch = max(1.0, math.ceil(math.log2(self._beliefs.member_count())) - 4)
         self._push_pull_interval_s = min(2 * self._push_pull_interval_s, self._config.push_pull_interval_s)
@@ -207,6 +207,8 @@ class Membership:
             case Ping(sequence, updates):
                 self._beliefs.hear_updates(sender, updates, now)
                 answer = Ack(sequence, self._beliefs.piggyback(self._beliefs.accusation(sender)))
+            case Fingerprint(digest):
+                answer = message if digest == self._beliefs.fingerprint() else self.table_message(now)
             case Table():
                 self._beliefs.hear_table(sender, message, now)
                 answer = self.table_message(now)
@@ -223,11 +225,15 @@ class Membership:
             self._blame_kind(peer, answer, "as the answer to a ping")
         self._prober.stream_ended(peer, sequence, answered=answered, now=now)
 
-    def _push_pull_answered(self, peer: PeerId, answer: object, now: float) -> None:
+    def _push_pull_answered(self, peer: PeerId, answer: object, asked: object, now: float) -> None:
         if isinstance(answer, Table):
             self._beliefs.hear_table(peer, answer, now)
-        else:
-            self._blame_kind(peer, answer, "as the answer to a table")
+            if isinstance(asked, Fingerprint) and fingerprint_of_table(answer) != self._beliefs.fingerprint():
+                # It knows less than we do, or other things: the push half.
+                self._beliefs.out.append(PushPull(peer, self.table_message(now)))
+        elif answer != asked or not isinstance(answer, Fingerprint):
+            where = "a fingerprint" if isinstance(asked, Fingerprint) else "a table"
+            self._blame_kind(peer, answer, f"as the answer to {where}")
 
     def _blame_kind(self, peer: PeerId, message: object, where: str) -> None:
         self._beliefs.out.append(Blame(peer, "membership", f"sent a {type(message).__name__} {where}"))

@@ -4,10 +4,11 @@ The signature stands over the record's bytes as the subject made them, and membe
 unchanged. So a later release may add fields, and an older one still relays and verifies them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
 import attrs
+from blake3 import blake3
 
 from protocols.codec import pack, unpack
 from protocols.errors import LocalProtocolError, RemoteProtocolError
@@ -143,3 +144,8 @@ def fitting_addresses(addresses: Sequence[str]) -> tuple[str, ...]:
         if _address_problem(address) is None:
             chosen.append(address)
     return tuple(chosen)
+
+
+def fingerprint(records: Iterable[SignedRecord]) -> bytes:
+    """16 bytes that tell one set of records from another, in whatever order they come."""
+    return blake3(b"".join(sorted(record.signature for record in records))).digest(16)

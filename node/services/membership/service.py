@@ -197,7 +197,7 @@ class MembershipService:
                 if not self._begin(("probe", sequence), self._probe_over_stream, effect):
                     self._driver.feed(StreamProbeAnswered(peer, sequence, None))
             case PushPull(peer):
-                self._begin(("push_pull", peer), self._push_pull, effect)
+                self._begin(("push_pull", peer, type(effect.message)), self._push_pull, effect)
             case AnswerOverStream(token, message):
                 self._answers[token] = message
             case Blame(peer, reason, detail):
@@ -257,7 +257,7 @@ class MembershipService:
         except RemoteProtocolError as error:
             self._blame.blame(effect.peer, "membership", str(error))
         else:
-            self._driver.feed(PushPullAnswered(effect.peer, answer))
+            self._driver.feed(PushPullAnswered(effect.peer, answer, effect.message))
 
     async def _exchange(self, peer: PeerId, addresses: Sequence[str]) -> None:
         """Push/pull with a peer that is no member yet; what went wrong is raised."""
