@@ -50,7 +50,7 @@ class SimLink(StreamLink):
                 return False
             header = ChunkHeader(chunk.digest, chunk.index, len(chunk.data))
             await self._simulated.send(CHUNKS_CODEC.encode(header))
-            await self._simulated.send_as(chunk.data, len(chunk.data) * self._bytes_scale)
+            await self._simulated.send_as(chunk.data, len(chunk.data) * self._bytes_scale, chunk=True)
             return True
 
 

@@ -66,6 +66,7 @@ class SimNetwork:
         self._streams_made = 0
         self._mended = trio.Event()
         self.on_frame: Callable[[PeerId, PeerId, int], object] | None = None
+        self.on_chunk: Callable[[PeerId, PeerId, int], object] | None = None
 
     @asynccontextmanager
     async def transport(

@@ -8,8 +8,8 @@ import attrs
 import trio
 
 from protocols.ids import PeerId
-from simnet.faults import Stage
 from simnet.report import Convergence, Traffic
+from simnet.stage import Stage
 from simnet.world import Host, Node, World
 
 
@@ -147,17 +147,17 @@ class TrafficMeter:
     """What each host sends and receives, over all lives of its node."""
 
     def __init__(self, world: World) -> None:
-        self._world = world
         self._sent: Counter[PeerId] = Counter()
         self._received: Counter[PeerId] = Counter()
         self._datagrams: Counter[PeerId] = Counter()
         self._chunks_sent: Counter[PeerId] = Counter()
         self._chunks_received: Counter[PeerId] = Counter()
-        world.network.on_frame = self._counting(world.network.on_frame, None)
+        world.network.on_frame = self._counting(world.network.on_frame)
+        world.network.on_chunk = self._chunk
         world.datagrams.on_datagram = self._counting(world.datagrams.on_datagram, self._datagrams)
 
     def _counting(
-        self, inner: Callable[[PeerId, PeerId, int], object] | None, each: Counter[PeerId] | None
+        self, inner: Callable[[PeerId, PeerId, int], object] | None, each: Counter[PeerId] | None = None
     ) -> Callable[[PeerId, PeerId, int], object]:
         sent, received = self._sent, self._received
 
@@ -171,28 +171,21 @@ class TrafficMeter:
 
         return count
 
-    def ended(self, host: Host, node: Node) -> None:
-        """A life is over: keep what it counted."""
-        statistics = node.services.exchange.statistics()
-        self._chunks_sent[host.peer] += statistics.served_bytes
-        self._chunks_received[host.peer] += statistics.received_bytes
+    def _chunk(self, sender: PeerId, receiver: PeerId, size_bytes: int) -> None:
+        self._chunks_sent[sender] += size_bytes
+        self._chunks_received[receiver] += size_bytes
 
     def of(self, host: Host) -> Traffic:
-        """What a host sent and received until now."""
-        peer, scale = host.peer, self._world.options.bytes_scale
-        sent, received = self._chunks_sent[peer], self._chunks_received[peer]
-        if host.node is not None:
-            statistics = host.node.services.exchange.statistics()
-            sent, received = sent + statistics.served_bytes, received + statistics.received_bytes
+        """What a host sent and received until now; chunks count as they are declared to be."""
+        peer = host.peer
         return Traffic(
             self._sent[peer],
             self._received[peer],
             self._datagrams[peer],
-            sent * scale,
-            received * scale,
+            self._chunks_sent[peer],
+            self._chunks_received[peer],
         )
 
     def control_sent_bytes(self, host: Host) -> int:
         """What a host sent besides chunks."""
-        traffic = self.of(host)
-        return max(0, traffic.sent_bytes - traffic.chunk_sent_bytes)
+        return self._sent[host.peer] - self._chunks_sent[host.peer]

@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 
 from simnet.determinism import part_rng
-from simnet.faults import Fault, Plan
+from simnet.stage import Fault, Plan
 
 SWIZZLE = "swizzle"
 SHORTEST_S, LONGEST_S = 2.0, 30.0

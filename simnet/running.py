@@ -16,7 +16,7 @@ from simnet.checkers import all_checkers
 from simnet.checkers.checker import Checker, Seen, Violated
 from simnet.determinism import part_rng, run_world
 from simnet.expectations import Facts, judge
-from simnet.faults import Fault, Plan, Stage, ends_s, play
+from simnet.faults import ends_s, play
 from simnet.finishing import finishes_of
 from simnet.observing import TrafficMeter, Views
 from simnet.plans import draw
@@ -25,6 +25,7 @@ from simnet.report import Check, Report, Traffic
 from simnet.scenario import NODES_MAX, Scenario
 from simnet.selecting import region_of, select
 from simnet.served import ServedBlobs
+from simnet.stage import Fault, Plan, Stage
 from simnet.trace import Trace
 from simnet.workload import Workload
 from simnet.world import Host, Node, World, WorldOptions
@@ -217,7 +218,6 @@ class _Run:
             self.seen.views.began(host, node)
             return
         self._note_blame(host)
-        self.seen.traffic.ended(host, node)
         own = node.services.membership.members()[0].record
         self.seen.views.ended(host, crashed=not own.left)
 

@@ -5,10 +5,10 @@ from typing import TypeVar
 
 import attrs
 
-from simnet.faults import Fault, Plan
 from simnet.report import Report
 from simnet.running import plan_of, run_scenario
 from simnet.scenario import Scenario
+from simnet.stage import Fault, Plan
 
 RUNS_MAX = 60
 SHORTEST_S = 1.0

@@ -19,6 +19,7 @@ class Line(Protocol):
     conditions: Conditions
     send_buffer_bytes: int
     on_frame: Callable[[PeerId, PeerId, int], object] | None
+    on_chunk: Callable[[PeerId, PeerId, int], object] | None
 
     def delay_s(self, sender: PeerId, receiver: PeerId) -> float:
         """One draw of how long a frame travels."""
@@ -49,8 +50,8 @@ class SimStream:
         """Send one frame; waits while the peer's window is full. A cancelled send ends the stream."""
         await self.send_as(payload, len(payload))
 
-    async def send_as(self, payload: bytes | memoryview, weight_bytes: int) -> None:
-        """Send one frame that takes the time and the room of so many bytes, whatever it has."""
+    async def send_as(self, payload: bytes | memoryview, weight_bytes: int, *, chunk: bool = False) -> None:
+        """Send one frame that takes the time and the room of so many bytes, whatever it has; `chunk` is what it is."""
         # Too large a frame is refused before anything is done, as by a real stream.
         frame_header(len(payload))
         try:
@@ -59,6 +60,8 @@ class SimStream:
             self._lane.push(bytes(payload), weight_bytes, delay_s)
             if self._line.on_frame is not None:
                 self._line.on_frame(self._owner, self.peer, weight_bytes)
+            if chunk and self._line.on_chunk is not None:
+                self._line.on_chunk(self._owner, self.peer, weight_bytes)
             await self._lane.flushed(self._line.send_buffer_bytes)
         except BaseException:
             self.break_off(f"a send of peer {self._owner} ended early")

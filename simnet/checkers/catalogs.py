@@ -1,4 +1,4 @@
-"""Catalogs converge: every live node sees the same heads of the same names, and the same holders."""
+"""Catalogs converge: every live node sees the same heads of the same names, and the same whole holders."""
 
 import trio
 
@@ -40,7 +40,10 @@ def _catalog(node: Node, digests: list[Digest]) -> dict[str, str]:
     catalog = node.services.catalog
     heads = {name: ", ".join(sorted(head.id().hex()[:12] for head in catalog.heads(name))) for name in catalog.names()}
     holders = {
-        f"the holders of {digest}": ", ".join(f"{peer[-6:]} {state}" for peer, state in catalog.providers(digest))
+        # Who holds a part says so while it pulls, and no longer.
+        f"the holders of {digest}": ", ".join(
+            peer[-6:] for peer, state in catalog.providers(digest) if state == "complete"
+        )
         for digest in digests
     }
     return {**heads, **holders}

@@ -5,8 +5,8 @@ from typing import Protocol
 import attrs
 
 from protocols.ids import Digest
-from simnet.faults import Stage
 from simnet.observing import TrafficMeter, Views
+from simnet.stage import Stage
 from simnet.workload import Workload
 from simnet.world import Host, World
 

@@ -7,7 +7,7 @@ import attrs
 import trio
 
 from simnet.checkers.checker import Quiet, Seen, Violated
-from simnet.faults import BOOTSTRAP_HOSTS
+from simnet.stage import BOOTSTRAP_HOSTS
 
 IDLE_MARGIN_S = 15.0
 LOOKS, LOOK_INTERVAL_S = 10, 0.7

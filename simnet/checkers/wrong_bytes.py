@@ -1,6 +1,7 @@
 """No wrong byte is ever served, but by a host that lies or whose disk flipped it; none is ever linked into a store."""
 
 from protocols.ids import Digest
+from simnet.audit import wrong_bytes
 from simnet.checkers.checker import Quiet, Seen, Violated
 from simnet.world import Host
 
@@ -36,10 +37,12 @@ class WrongBytes(Quiet):
                     self._right[host.number, digest] = None
 
     async def end(self) -> None:
-        """Look at every blob once more."""
+        """Look at every blob once more, and at each chunk of those that still come in."""
         for host in self._seen.world.hosts.values():
             for digest in host.blobs.digests():
                 self._compare(host, digest)
+            if host.node is not None and (wrong := wrong_bytes(host.blobs)):
+                raise Violated(self.name, f"in the store of {host.name} {wrong[0]}")
 
     def _compare(self, host: Host, digest: Digest) -> None:
         truth = self._seen.workload.truth.get(digest)

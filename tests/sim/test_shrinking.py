@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from simnet.faults import Fault, Plan
 from simnet.models import MemoryModels
 from simnet.plans import draw
 from simnet.running import run_scenario
 from simnet.scenario import read_scenario
 from simnet.shrinking import drop, shrink, shrink_run
+from simnet.stage import Fault, Plan
 
 KINDS = ("crash", "partition", "loss", "slow_node")
 
