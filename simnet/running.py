@@ -20,6 +20,7 @@ from simnet.faults import ends_s, play
 from simnet.finishing import finishes_of
 from simnet.observing import TrafficMeter, Views
 from simnet.plans import draw
+from simnet.replaying import replay_command
 from simnet.report import Check, Report, Traffic
 from simnet.scenario import NODES_MAX, Scenario
 from simnet.selecting import region_of, select
@@ -63,7 +64,7 @@ def run_scenario(
             # Nothing ran yet: the scenario does not fit the number of nodes.
             raise found from None
         run.failure = "".join(traceback.format_exception(found)).strip()
-    return run.report(time.perf_counter() - began_s, replay_command(scenario, seed, nodes, only))
+    return run.report(time.perf_counter() - began_s, replay_command(scenario.given or scenario.name, seed, nodes, only))
 
 
 def plan_of(scenario: Scenario, seed: int, nodes: int, only: Sequence[int] | None = None) -> Plan:
@@ -89,16 +90,6 @@ def plan_of(scenario: Scenario, seed: int, nodes: int, only: Sequence[int] | Non
                 f"--only {number} is not allowed: the plan has faults 1 to {len(faults)}; 0 is none of them"
             )
     return tuple(fault for number, fault in enumerate(faults, 1) if number in only)
-
-
-def replay_command(scenario: Scenario, seed: int, nodes: int | None, only: Sequence[int] | None = None) -> str:
-    """What to type to see the same again."""
-    command = f"herd sim run {scenario.name} --seed {seed}"
-    if nodes is not None:
-        command += f" --nodes {nodes}"
-    if only is not None:
-        command += f" --only {','.join(str(number) for number in only) or '0'}"
-    return command
 
 
 def world_options(scenario: Scenario, seed: int) -> WorldOptions:

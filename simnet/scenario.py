@@ -127,6 +127,8 @@ class Scenario:
     faults: tuple[FaultMeant, ...] = ()
     drawn: Drawn | None = None
     expected: Expected = attrs.field(factory=Expected)
+    given: str = ""
+    """What to type to run it: its name, or the path of its file."""
 
 
 @attrs.frozen
@@ -180,7 +182,8 @@ def load_scenario(name_or_path: str) -> Scenario:
         document = tomllib.loads(data.decode())
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"{path}: not TOML: {error}") from error
-    return read_scenario(path.stem if looks_like_path else name_or_path, document, str(path))
+    made = read_scenario(path.stem if looks_like_path else name_or_path, document, str(path))
+    return attrs.evolve(made, given=name_or_path)
 
 
 def read_scenario(name: str, document: Mapping[str, Any], file: str) -> Scenario:

@@ -150,7 +150,7 @@ class World:
     def add_host(self, *, labels: dict[str, str] | None = None) -> Host:
         """One more machine, with nothing running on it."""
         number = len(self.hosts) + 1
-        identity = Identity(part_rng(self.options.seed, "identity", number).randbytes(32))
+        identity = identity_of(self.options.seed, number)
         size_bytes = self.options.disk_size_bytes
         disk = SimDisk(
             part_rng(self.options.seed, "disk", number),
@@ -324,6 +324,11 @@ class World:
         if node is None:
             raise LocalProtocolError(f"no node runs on h{number}")
         return await node.services.models.pull(name)
+
+
+def identity_of(seed: int, number: int) -> Identity:
+    """Who the node of a host is, in every world of that seed."""
+    return Identity(part_rng(seed, "identity", number).randbytes(32))
 
 
 def _network(options: WorldOptions, conditions: Conditions) -> SimNetwork:

@@ -11,7 +11,7 @@ import click
 
 from node.cli.config_commands import config_group
 from node.cli.limits_commands import limits_group
-from node.cli.options import EXIT_CODES, HerdGroup, node_options, pairs
+from node.cli.options import EXIT_CODES, node_options, pairs
 from node.cli.options import node_client as _client
 from node.cli.output import (
     age_text,
@@ -26,6 +26,7 @@ from node.cli.output import (
     size_text,
     table,
 )
+from node.cli.plugins import PluggedGroup
 from node.cli.verify_command import verify
 from node.errors import HerdError, NotFound, UsageError
 from node.facade import Priority
@@ -35,7 +36,7 @@ HOLDERS_SHOWN = 8
 """Of a thousand holders of a model, `--json` lists all."""
 
 
-@click.group(cls=HerdGroup, epilog=EXIT_CODES)
+@click.group(cls=PluggedGroup, epilog=EXIT_CODES)
 @click.version_option(package_name="llamaherd", prog_name="herd", message="%(prog)s %(version)s")
 def herd() -> None:
     """A peer-to-peer network for model files, beside Ollama on every host.

@@ -152,7 +152,7 @@ def test_a_pull_that_leaves_a_task_behind(plant: Patch) -> None:
 
 def test_a_node_that_fails_is_reported_with_its_error_and_its_replay(plant: Patch) -> None:
     async def broken(self: CatalogService) -> None:
-        await trio.sleep(3)  # real time: never, a world has a virtual clock
+        await trio.sleep(3)  # real time: none, the world has a virtual clock
         raise RuntimeError("a bug of the catalog")
 
     plant(CatalogService, "_keep_file", broken)

@@ -30,9 +30,7 @@ def staged(plan: Plan, look: Any, *, hosts: int = 4) -> None:
             await world.hold(2, "llama", WEIGHTS)
             nursery.start_soon(play, stage, plan)
             while trio.current_time() < 30:
-                await trio.sleep_until(
-                    int(trio.current_time() * 2 + 1) / 2
-                )  # real time: never, a world has a virtual clock
+                await trio.sleep_until(int(trio.current_time() * 2 + 1) / 2)  # real time: none, a virtual clock
                 look(trio.current_time(), stage)
 
     run_world(main, 1)

@@ -1,0 +1,1 @@
+"""A report as people look at it: a line of progress, tables, pictures, a page."""
