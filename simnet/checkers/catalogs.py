@@ -8,7 +8,10 @@ from simnet.world import Node
 
 
 class CatalogsConverge(Quiet):
-    """Looks at the end, when the mesh had time to settle. A node that follows nobody is left out."""
+    """Looks at the end, when the mesh had time to settle.
+
+    Left out are a node that follows nobody, and one that others ban now: they neither hear nor tell it everything.
+    """
 
     name = "catalogs converge"
 
@@ -22,7 +25,11 @@ class CatalogsConverge(Quiet):
         world = self._seen.world
         if self._seen.stage.parted or world.options.config.catalog.follow != "all":
             return
-        known = {world.hosts[number].name: _catalog(node, self._digests()) for number, node in world.running().items()}
+        known = {
+            host.name: _catalog(host.node, self._digests())
+            for host in world.hosts.values()
+            if host.node is not None and not any(other.blame.banned(host.peer) for other in world.running().values())
+        }
         if not known:
             return
         first, wanted = next(iter(known.items()))
