@@ -13,7 +13,7 @@ IDLE_MARGIN_S = 15.0
 LOOKS, LOOK_INTERVAL_S = 10, 0.7
 """A conversation that happens to go on is no leak: the least of some looks counts."""
 
-SERVING, GOSSIPING = "serve_stream", "Links._write"
+SERVING, WRITING = "serve_stream", "Links._write"
 KNOCKING = "Joiner._knock_until_done"
 """As long as a life lasts, one for each of its bootstrap peers, however often it started."""
 
@@ -76,9 +76,10 @@ class NothingLeaks(Quiet):
         spoken = sum(node.services.catalog.statistics().streams for node in running.values())
         exchanges = [node.services.exchange.statistics() for node in running.values()]
         tasks = Counter(_names(self._seen.world.lives()))
-        # The catalog keeps streams, also broken ones, as long as it likes; those nobody keeps count by themselves.
+        # The catalog keeps streams as long as it likes, and for a while a writer whose stream its reader has ended;
+        # streams that nobody keeps are counted by themselves.
         tasks[SERVING] -= streams
-        tasks[GOSSIPING] -= spoken
+        tasks[WRITING] -= max(streams, spoken)
         return _Counts(
             len(running),
             tasks,
