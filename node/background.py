@@ -1,9 +1,11 @@
-"""A nursery for the tasks behind a resource: they end with the block, and the block's own failure stays itself."""
+"""Blocks whose failure stays itself: a nursery behind a resource, and the boundary around one asker's work."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import trio
+
+from node.errors import only_error
 
 
 @asynccontextmanager
@@ -19,3 +21,22 @@ async def open_background() -> AsyncIterator[trio.Nursery]:
             nursery.cancel_scope.cancel()
     if failure is not None:
         raise failure
+
+
+@contextmanager
+def isolating(fail: Callable[[BaseException], object]) -> Iterator[None]:
+    """Give to `fail` what the block raises, alone. A cancellation goes on, also where a nursery packed both together.
+
+    So does what is no `Exception`.
+    """
+    try:
+        yield
+    except Exception as error:  # boundary: the block's failure belongs to whoever `fail` tells
+        fail(only_error(error))
+    except BaseExceptionGroup as group:
+        cancelled, failures = group.split(trio.Cancelled)
+        if not isinstance(failures, ExceptionGroup):
+            raise
+        fail(only_error(failures))
+        if cancelled is not None:
+            raise cancelled from None

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 import trio
 
-from node.errors import HerdError, TransferFailed, VerificationFailed, only_error
+from node.background import isolating
+from node.errors import HerdError, TransferFailed, VerificationFailed
 from node.ports import CarriedChunk
 from node.services.exchange.attempt import Attempt
 from node.services.exchange.recipes import ChosenRecipe, Recipes
@@ -89,15 +90,14 @@ class Transfer:
     async def run(self) -> None:
         """Fetch, until verified, failed or cancelled; the outcome is in `report` or `failure`."""
         try:
-            with self.scope:
+            # A failure belongs to this transfer: every `fetch` that waits for it raises it again.
+            with isolating(self._fail), self.scope:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._watch)
                     nursery.start_soon(self._tell_verifying)
                     self.report = await self._receive()
                     self.leaving = True
                     nursery.cancel_scope.cancel()
-        except Exception as error:  # boundary: isolates a transfer; every `fetch` that waits for it raises it again
-            self._fail(only_error(error))
         finally:
             self.leaving = True
             self._detach_all()

@@ -5,6 +5,7 @@ from typing import Generic, TypeVar
 
 import trio
 
+from node.background import isolating
 from node.errors import HerdError
 
 T = TypeVar("T")
@@ -20,18 +21,20 @@ class SharedOperation(Generic[T]):
         self._scope = trio.CancelScope()
         self._ended = trio.Event()
         self._result: list[T] = []
-        self._failure: Exception | None = None
+        self._failure: BaseException | None = None
         self._joined = 0
 
     async def run(self, work: Callable[[], Awaitable[T]]) -> None:
         """Do the work and keep what it returns or raises for the joiners; started once, in a nursery."""
         try:
-            with self._scope:
+            # A failure belongs to the askers; in the nursery it would end the node.
+            with isolating(self._fail), self._scope:
                 self._result.append(await work())
-        except Exception as error:  # boundary: a failure belongs to the askers; in the nursery it would end the node
-            self._failure = error
         finally:
             self._ended.set()
+
+    def _fail(self, error: BaseException) -> None:
+        self._failure = error
 
     @property
     def ended(self) -> bool:
