@@ -225,7 +225,7 @@ class StoreBlobs:
         self._partials.finished(partial)
         self._census.put_file(BlobFile(recipe.digest, target, key, VERIFIED, len(recipe)))
         self._census.announce()
-        await self._index.record(key, recipe, partial_done=partial.durable is not None)
+        await self._index.record(key, recipe, partial_done=True)
 
     # -- what must not be removed, and what is being moved
 

@@ -240,6 +240,11 @@ class Index:
 
         await self._run(work, durable=True)
 
+    async def begin_partial(self, recipe: Recipe) -> None:
+        """Say by which recipe a blob comes in, though nothing is durable yet: kill -9 keeps it, a power cut may not."""
+        row = _raw(recipe.digest), recipe.to_bytes(), Bits(len(recipe)).to_bytes(), time.time()
+        await self._run(lambda connection: connection.execute("REPLACE INTO partials VALUES (?, ?, ?, ?)", row))
+
     async def drop_partial(self, digest: Digest) -> None:
         """Forget a partial blob."""
         await self._run(lambda connection: connection.execute("DELETE FROM partials WHERE digest = ?", (_raw(digest),)))

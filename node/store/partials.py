@@ -119,6 +119,9 @@ class Partials:
         )
         bits = stored.bits if stored is not None else None
         partial = PartialFile(path, recipe, bits, OpenFile(descriptor), self._means, reserved)
+        if stored is None and len(recipe) > 1:
+            # Else what is written before the first batch is durable would be nobody's when this process is killed.
+            await self._begin(partial)
         if recipe.digest in self._left:
             self._left.remove(recipe.digest)
             try:
@@ -128,6 +131,13 @@ class Partials:
                 raise
         partial.front.follow()
         return partial
+
+    async def _begin(self, partial: PartialFile) -> None:
+        try:
+            await self.index.begin_partial(partial.recipe)
+        except BaseException:
+            partial.end(f"{partial.path} could not be begun")
+            raise
 
     async def _reclaim(self, partial: PartialFile) -> None:
         """Take again what a process that was killed had written and not yet made durable.
@@ -187,6 +197,7 @@ class Partials:
         finally:
             partial.end(f"{partial.path} is no longer being received")
         if partial.durable is None:
+            await self.index.drop_partial(digest)
             with suppress(OSError):  # An empty sparse file; the next start removes it where this did not.
                 remove_file(partial.path)
 

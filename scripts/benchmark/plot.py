@@ -10,7 +10,8 @@ from scripts.benchmark.history import Run, latest_rows
 from scripts.benchmark.report import shown, shown_goal
 
 SHARE_SHOWN_MAX = 2.0
-REACHED, MISSED = "#3a7d44", "#c8553d"
+REACHED, MISSED, PEER = "#3a7d44", "#c8553d", "#555555"
+OURS = "herd"
 SPEED_UNIT = "GB/s"
 
 
@@ -52,7 +53,7 @@ def draw(runs: Sequence[Run], path: Path) -> None:
     height = max(3.0, 0.32 * len(bars) + 1.2)
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, height), width_ratios=(3, 2), layout="constrained")
     _draw_goals(left, bars)
-    _draw_speeds(right, speed_lines(runs), [run["at"][:10] for run in runs])
+    _draw_speeds(right, speed_lines(runs), len(runs))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
@@ -73,12 +74,19 @@ def _draw_goals(axes: Any, bars: Sequence[tuple[str, Figure]]) -> None:
     axes.set_xlim(0, SHARE_SHOWN_MAX)
 
 
-def _draw_speeds(axes: Any, lines: dict[str, list[tuple[int, float]]], dates: Sequence[str]) -> None:
+def _draw_speeds(axes: Any, lines: dict[str, list[tuple[int, float]]], runs: int) -> None:
     axes.set_title("one sender, one receiver, to disk")
-    for name, points in sorted(lines.items()):
-        axes.plot(*zip(*points, strict=True), marker="o", label=name, linewidth=2.5 if name == "herd" else 1.2)
-    axes.set_xticks(range(len(dates)), dates, rotation=45, ha="right")
-    axes.set_ylim(bottom=0)
-    axes.set_ylabel(SPEED_UNIT)
-    if lines:
-        axes.legend()
+    names = sorted(lines, key=lambda name: lines[name][-1][1])
+    for row, name in enumerate(names):
+        color = REACHED if name == OURS else PEER
+        for number, speed in lines[name]:
+            newest = number == runs - 1
+            axes.scatter(speed, row, s=90 if newest else 22, color=color, alpha=1.0 if newest else 0.4)
+        axes.annotate(
+            f"{lines[name][-1][1]:.2f}", (lines[name][-1][1], row), (0, 8), textcoords="offset points", ha="center"
+        )
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(-0.5, len(names) - 0.2)
+    axes.set_xlim(0, 1.12 * max((speed for points in lines.values() for _, speed in points), default=1.0))
+    axes.set_xlabel(f"{SPEED_UNIT}, a dot a run, the newest large")
+    axes.grid(axis="x", alpha=0.3)

@@ -395,7 +395,7 @@ async def test_a_waiting_batch_is_synced_by_time_too(tmp_path: Path) -> None:
         partial = await store.blobs.receive(RECIPE)
         await partial.write(6, CHUNKS[6])
         for _ in range(500):
-            if RECIPE.digest in await store._index.partials():
+            if any((await store._index.partials())[RECIPE.digest].bits):
                 break
             await trio.sleep(0.01)  # real time: the store's own worker thread commits
         assert list((await store._index.partials())[RECIPE.digest].bits) == [6]

@@ -141,6 +141,21 @@ async def test_what_a_killed_process_had_written_counts_when_it_is_right(tmp_pat
         assert await read_all(store, RECIPE.digest) == DATA
 
 
+async def test_killed_before_the_first_batch_was_durable_what_was_written_is_kept(tmp_path: Path) -> None:
+    killed = tmp_path / "killed"
+    async with opened(tmp_path / "models") as store:
+        partial = await store.blobs.receive(RECIPE)
+        for index in (0, 1, 4):
+            await partial.write(index, CHUNKS[index])
+        shutil.copytree(tmp_path / "models", killed)
+        assert list((await store._index.partials())[RECIPE.digest].bits) == []
+        await partial.close()
+    async with opened(killed) as store:
+        again = await store.blobs.receive(RECIPE)
+        assert list(again.held()) == [0, 1, 4]
+        await again.close()
+
+
 async def test_one_batch_is_synced_while_the_next_is_written_and_no_more_than_the_bound_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
