@@ -155,7 +155,8 @@ class Picker:
             holder.load = event.load
             self._rarity.gained(more)
             self._unburden(event.peer, event.indices, now, plan)
-            self._fill(now, plan)
+            # Others can give no more than before, and news like this come oftenest of all.
+            self._fill(now, plan, event.peer)
 
     def _peer_lost(self, event: PeerLost, now: float, plan: _Plan) -> None:
         self._forget(event.peer)
