@@ -172,6 +172,9 @@ class MemoryBlobs:
                 file = self.disk.make(path, recipe.size_bytes)
             self.disk.reserve(file, recipe.size_bytes)
             opened = self.disk.open(file)
+        if stored is None and len(recipe) > 1:
+            # Kill -9 before the first batch is durable must not make what was written nobody's.
+            await commit(self.disk, {("partial", digest): StoredPartial(recipe, Bits(len(recipe)))})
         partial = MemoryPartial(self.disk, path, opened, recipe)
         partial.sync_interval_bytes = self.config.sync_interval_bytes
         partial.sync_interval_s = self.config.sync_interval_s
@@ -224,9 +227,10 @@ class MemoryBlobs:
             async with self._opening:
                 # Somebody may have joined, or thrown it away, while the sync waited.
                 if not partial.receivers and self._open.get(digest) is partial:
-                    self._close(partial)
+                    with trio.CancelScope(shield=True):
+                        await self._close(partial)
 
-    def _close(self, partial: MemoryPartial) -> None:
+    async def _close(self, partial: MemoryPartial) -> None:
         digest = partial.recipe.digest
         del self._open[digest]
         partial.end(f"{partial.path} is no longer being received")
@@ -235,7 +239,11 @@ class MemoryBlobs:
             bits = Bits.from_bytes(len(partial.recipe), partial.durable)
             self._stored[digest] = StoredPartial(partial.recipe, bits)
         elif not self.disk.dead:
+            self._stored.pop(digest, None)
             self.disk.unlink(partial.path)
+            # The next start drops a row without a file.
+            with suppress(StoreError):
+                await commit(self.disk, {("partial", digest): None})
 
     async def finish(self, partial: MemoryPartial) -> None:
         """Check a complete partial blob and move it among the whole ones; once, however many ask."""
@@ -300,10 +308,8 @@ class MemoryBlobs:
         partial.end(f"{digest} is whole")
         self.disk.give_back(partial.file)
         self._whole[digest] = Whole(recipe, partial.file, Bits.full(len(recipe)))
-        changes: dict[object, object] = {("file", partial.file.number): digest, ("recipe", digest): recipe}
-        if partial.durable is not None:
-            changes["partial", digest] = None
-        await commit(self.disk, changes)
+        index: dict[object, object] = {("file", partial.file.number): digest, ("recipe", digest): recipe}
+        await commit(self.disk, {**index, ("partial", digest): None})
 
     # -- what tests and people do
 

@@ -43,8 +43,9 @@ class MemoryPartial:
         self._synced_at_s = trio.current_time()
 
     def resume(self, stored: StoredPartial) -> None:
-        """Begin with what was durable."""
-        self.bits, self.durable = stored.bits.copy(), stored.bits.to_bytes()
+        """Begin with what was durable; a row without a bit stands before anything is."""
+        self.bits = stored.bits.copy()
+        self.durable = stored.bits.to_bytes() if len(stored.bits) else None
 
     def reclaim(self) -> None:
         """What stands right in the file though no bit says so was written before the crash; it is written again."""

@@ -30,6 +30,7 @@ class Trace:
         self._digest = blake3()
         self.lines: list[Line] = []
         self.told = 0
+        self.lines_dropped = 0
 
     def tell(self, host: str, text: str) -> None:
         """Something happened at a host, or, with an empty host, to the world."""
@@ -38,6 +39,7 @@ class Trace:
         self.told += 1
         self.lines.append(Line(now, host, text))
         if len(self.lines) > KEPT_LINES_MAX:
+            self.lines_dropped += KEPT_LINES_MAX // 2
             del self.lines[: KEPT_LINES_MAX // 2]
 
     def frame(self, sender: str, receiver: str, size_bytes: int) -> None:

@@ -197,9 +197,13 @@ class Partials:
         finally:
             partial.end(f"{partial.path} is no longer being received")
         if partial.durable is None:
-            await self.index.drop_partial(digest)
+            self._stored.pop(digest, None)
             with suppress(OSError):  # An empty sparse file; the next start removes it where this did not.
                 remove_file(partial.path)
+            try:
+                await self.index.drop_partial(digest)
+            except StoreError as error:
+                log.warning("%s", error)  # The next start drops a row without a file.
 
     def finished(self, partial: PartialFile) -> None:
         """The file has moved to its place among the whole ones, and the row is gone."""

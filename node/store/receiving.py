@@ -52,7 +52,8 @@ class PartialFile:
         self.lock = trio.Lock()
         self.filled = trio.Event()
         """Set when what other blobs here have of it was copied. Nobody else writes before."""
-        self.durable = self.bits.to_bytes() if stored is not None else None
+        # A row without a bit stands before anything is durable, the file's name included.
+        self.durable = self.bits.to_bytes() if stored is not None and len(stored) else None
         self._file = file
         self._config = means.config
         self._disk = means.disk

@@ -178,3 +178,26 @@ async def test_what_a_killed_process_had_written_is_taken_again_synced_or_not(bo
             assert await all_of_it(left) == DATA
         with suppress(StoreError):
             await partial.close()
+
+
+async def test_the_first_chunk_alone_is_kept_however_often_it_is_let_go(box: Box) -> None:
+    async with box.open() as blobs:
+        partial = await blobs.receive(RECIPE)
+        await write(partial, 0)
+        await partial.close()
+        for _ in range(2):
+            again = await blobs.receive(RECIPE)
+            assert list(again.held()) == [0]
+            await again.close()
+
+
+async def test_killed_before_anything_was_durable_what_was_written_is_taken_again(box: Box) -> None:
+    async with box.open() as blobs:
+        partial = await blobs.receive(RECIPE)
+        await write(partial, 0, 3)
+        async with box.killed() as left:
+            again = await left.receive(RECIPE)
+            assert list(again.held()) == [0, 3]
+            await again.close()
+        with suppress(StoreError):
+            await partial.close()
